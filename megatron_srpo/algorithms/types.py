@@ -1,0 +1,93 @@
+"""What an algorithm is given and what it returns: plain tensors on the CPU.
+
+Shape suffixes: N rollouts of one replica's batch, R response tokens of one rollout.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Route(enum.IntEnum):
+    """Which branch of the objective a rollout feeds."""
+
+    POLICY = 0
+    DISTILL = 1
+    DROPPED = 2
+
+
+@dataclass(frozen=True)
+class ScoredRollouts:
+    """Rewards of a batch. Rollouts with the same ``group_N`` value answer the same prompt."""
+
+    reward_N: Tensor
+    group_N: Tensor
+    has_feedback_N: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.reward_N.shape == self.group_N.shape == self.has_feedback_N.shape:
+            raise ValueError(
+                f"rewards {tuple(self.reward_N.shape)}, groups {tuple(self.group_N.shape)} and feedback "
+                f"{tuple(self.has_feedback_N.shape)} must have one entry per rollout"
+            )
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Per rollout: correctness, group advantage, route, and whether the self-teacher re-scores it."""
+
+    correct_N: Tensor
+    advantage_N: Tensor
+    teacher_information_N: Tensor
+    route_N: Tensor
+    needs_teacher_N: Tensor
+
+
+@dataclass(frozen=True)
+class BehaviourLogProbs:
+    """Log-probs of one rollout's response tokens under the train engine and under the rollout engine."""
+
+    old_R: Tensor
+    rollout_R: Tensor
+
+
+@dataclass(frozen=True)
+class TeacherEvidence:
+    """What the self-teacher says of one rollout: exact entropy, and log-probs of the sampled tokens."""
+
+    entropy_R: Tensor
+    log_prob_R: Tensor
+
+
+@dataclass(frozen=True)
+class TokenStreams:
+    """The per-token inputs of the algorithm-blind loss for one rollout; all of shape [R], no gradient.
+
+    ``token_weights`` implements the aggregation: the loss is divided by their sum over all routed tokens of
+    the optimizer step. ``distill_weights`` are rescaled by the trainer to mean 1 over that step.
+    """
+
+    advantages: Tensor
+    policy_mask: Tensor
+    distill_mask: Tensor
+    distill_weights: Tensor
+    importance_weights: Tensor
+    token_weights: Tensor
+
+
+class Algorithm(Protocol):
+    """Turns scored rollouts into streams. Stateless: everything it needs is passed in."""
+
+    def assign(self, scored: ScoredRollouts) -> Assignment:
+        """Compute advantages and routes."""
+
+    def streams(
+        self,
+        assignment: Assignment,
+        behaviour: Sequence[BehaviourLogProbs],
+        evidence: Mapping[int, TeacherEvidence],
+    ) -> list[TokenStreams]:
+        """Build every rollout's streams once the teacher has spoken (``evidence`` by rollout index)."""

@@ -1,0 +1,34 @@
+"""Which model is trained, in which precision, and how it is spread over ranks."""
+
+from dataclasses import dataclass
+
+from megatron_srpo.config.base import Config, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """The policy at step 0."""
+
+    path: str = option(
+        help="Folder of a dense Qwen3 in Hugging Face format: config.json, safetensors, tokenizer."
+    )
+    dtype: str = option(
+        "float32", "Precision of weights and activations in training.", choices=("float32", "bfloat16")
+    )
+    vocab_multiple: int = option(
+        128, "The vocabulary is padded with unused rows to a multiple of this times the TP size.", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Config):
+    """Ranks that one copy of the model is spread over; the remaining ranks become data-parallel replicas."""
+
+    tensor: int = option(
+        1,
+        "Tensor-parallel size: every layer is split over this many ranks; divides all head counts.",
+        minimum=1,
+    )
+    pipeline: int = option(
+        1, "Pipeline-parallel size: the layers are split into this many equal stages.", minimum=1
+    )

@@ -1,0 +1,83 @@
+"""The optimizer, the batch arithmetic, the self-teacher and the checkpoints."""
+
+from dataclasses import dataclass
+
+from megatron_srpo.config.base import Config, option
+from megatron_srpo.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = option(5e-6, "Peak learning rate.", minimum=0)
+    min_learning_rate: float = option(0.0, "Learning rate at the end of a decaying schedule.", minimum=0)
+    schedule: str = option(
+        "constant", "Course of the learning rate after warm-up.", choices=("constant", "linear", "cosine")
+    )
+    warmup_steps: int = option(10, "Optimizer steps of linear warm-up.", minimum=0)
+    weight_decay: float = option(0.01, "Decoupled weight decay (not on norms).", minimum=0)
+    beta1: float = option(0.9, "Adam's first-moment decay.", minimum=0, maximum=1)
+    beta2: float = option(0.999, "Adam's second-moment decay.", minimum=0, maximum=1)
+    epsilon: float = option(1e-8, "Adam's epsilon.", minimum=0)
+    grad_clip: float = option(1.0, "Clip the global gradient norm here; 0: off.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """Steps and batches. A step is one rollout batch; it makes one or more optimizer steps."""
+
+    steps: int = option(100, "Training steps (rollout batches).", minimum=0)
+    prompts_per_mini_batch: int | None = option(
+        None, "Prompts per optimizer step; null: the whole rollout batch.", minimum=1
+    )
+    micro_batch_tokens: int = option(
+        16384, "Most tokens packed into one micro-batch (prompt and response).", minimum=1
+    )
+    distributed_timeout_s: float = option(
+        600.0, "Seconds after which a collective operation that makes no progress fails.", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """Where the self-teacher's weights come from (docs/algorithms.md, section 7)."""
+
+    mode: str = option(
+        "ema",
+        "ema: moving average of the policy; live: the policy itself; frozen: its initial weights; "
+        "trust_region: logits between the initial weights' and the policy's.",
+        choices=("ema", "live", "frozen", "trust_region"),
+    )
+    ema_rate: float = option(
+        0.05, "ema: share of the policy taken up after each rollout batch.", minimum=0, maximum=1
+    )
+    trust_region_rate: float = option(
+        0.05, "trust_region: share of the policy's logits.", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Config):
+    """When the run's state is saved."""
+
+    every: int = option(20, "Save after every N steps; 0: only at the end.", minimum=0)
+    keep: int = option(2, "How many of the newest checkpoints stay on disk.", minimum=1)
+    at_end: bool = option(True, "Save after the last step.")
+    export_hf: bool = option(True, "Also write the final policy as a Hugging Face folder.")
+
+
+def mini_batch_prompts(training: TrainingConfig, prompts_per_step: int, data_parallel: int) -> int:
+    """Return the prompts per optimizer step, refusing batch arithmetic that does not come out even."""
+    prompts = training.prompts_per_mini_batch or prompts_per_step
+    if prompts_per_step % prompts:
+        raise ConfigError(
+            f"rollout.prompts_per_step = {prompts_per_step} is not a multiple of "
+            f"training.prompts_per_mini_batch = {prompts}"
+        )
+    if prompts % data_parallel:
+        raise ConfigError(
+            f"{prompts} prompts per optimizer step cannot be shared evenly by {data_parallel} data-parallel "
+            "replicas; change training.prompts_per_mini_batch, rollout.prompts_per_step or the ranks"
+        )
+    return prompts

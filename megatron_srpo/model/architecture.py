@@ -1,0 +1,161 @@
+"""The shape of a dense Qwen3, read from a Hugging Face ``config.json``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_srpo.errors import ModelError
+
+DEFAULT_VOCAB_MULTIPLE = 128
+
+# Field of the architecture -> key in config.json, for the integers that have no safe default.
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+
+# Keys that must hold this value where they are present: anything else is another model.
+_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Qwen3Architecture:
+    """Sizes and constants of a dense Qwen3 (RMSNorm, QK-norm, GQA, SwiGLU, RoPE, no biases)."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float
+    tied_embeddings: bool
+    initializer_range: float
+
+    @classmethod
+    def from_hf_folder(cls, folder: str | Path) -> "Qwen3Architecture":
+        """Read ``config.json`` of a Hugging Face model folder.
+
+        Raises:
+            ModelError: no such folder or file, not JSON, or not a dense Qwen3 (names the field).
+        """
+        return cls.from_hf_config(read_hf_config(folder))
+
+    @classmethod
+    def from_hf_config(cls, config: dict[str, Any]) -> "Qwen3Architecture":
+        """Build from the content of ``config.json`` (of transformers 4 or 5).
+
+        Raises:
+            ModelError: a field is missing or holds what a dense Qwen3 does not have.
+        """
+        _refuse_other_models(config)
+        sizes = {field: _positive_integer(config, key) for field, key in _SIZES.items()}
+        if sizes["num_heads"] % sizes["num_kv_heads"]:
+            raise ModelError(
+                f"num_attention_heads = {sizes['num_heads']} is not a multiple of "
+                f"num_key_value_heads = {sizes['num_kv_heads']}; correct config.json"
+            )
+        return cls(
+            **sizes,
+            rope_theta=_rope_theta(config),
+            rms_norm_eps=_positive_number(config, "rms_norm_eps"),
+            tied_embeddings=_boolean(config, "tie_word_embeddings"),
+            initializer_range=float(config.get("initializer_range", 0.02)),
+        )
+
+    def padded_vocab_size(self, tp: int, multiple: int = DEFAULT_VOCAB_MULTIPLE) -> int:
+        """Return the vocabulary size with padding rows: the next multiple of ``multiple * tp``."""
+        unit = multiple * tp
+        return -(-self.vocab_size // unit) * unit
+
+
+def read_hf_config(folder: str | Path) -> dict[str, Any]:
+    """Return the content of ``config.json`` in a Hugging Face model folder; ModelError when unreadable."""
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise ModelError(f"model folder {str(folder)!r} does not exist; give a folder in Hugging Face format")
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; the folder is not a Hugging Face model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); download it again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object; download it again")
+    return config
+
+
+def _refuse_other_models(config: dict[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if model_type != "qwen3":
+        raise ModelError(f"model_type = {model_type!r}; only dense Qwen3 (model_type 'qwen3') is supported")
+    for key, expected in _FIXED.items():
+        if config.get(key, expected) != expected:
+            raise ModelError(
+                f"{key} = {config[key]!r}; a dense Qwen3 has {expected!r}. Use a model that does"
+            )
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        raise ModelError(
+            f"quantization_config = {quantization!r}; quantised weights cannot be trained. "
+            "Use the unquantised model"
+        )
+    layer_types = set(config.get("layer_types") or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ModelError(f"layer_types holds {sorted(layer_types)}; only 'full_attention' is supported")
+
+
+def _required(config: dict[str, Any], key: str) -> Any:
+    if config.get(key) is None:
+        raise ModelError(f"{key} is missing in config.json; add it or download the file again")
+    return config[key]
+
+
+def _positive_integer(config: dict[str, Any], key: str) -> int:
+    value = _required(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"{key} = {value!r} in config.json; it must be a positive integer")
+    return value
+
+
+def _positive_number(config: dict[str, Any], key: str) -> float:
+    value = _required(config, key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise ModelError(f"{key} = {value!r} in config.json; it must be a positive number")
+    return float(value)
+
+
+def _boolean(config: dict[str, Any], key: str) -> bool:
+    value = _required(config, key)
+    if not isinstance(value, bool):
+        raise ModelError(f"{key} = {value!r} in config.json; it must be true or false")
+    return value
+
+
+def _rope_theta(config: dict[str, Any]) -> float:
+    """Read RoPE's base from ``rope_parameters`` (transformers 5) or ``rope_theta`` (transformers 4)."""
+    for section in ("rope_parameters", "rope_scaling"):
+        parameters = config.get(section) or {}
+        rope_type = parameters.get("rope_type", parameters.get("type", "default"))
+        if rope_type != "default":
+            raise ModelError(
+                f"{section}: rope type {rope_type!r} in config.json; only 'default' (no scaling) is supported. "
+                "Remove the scaling and keep sequences within the trained length"
+            )
+    parameters = config.get("rope_parameters") or {}
+    return _positive_number(parameters if "rope_theta" in parameters else config, "rope_theta")

@@ -1,0 +1,82 @@
+"""Causal attention for the local layer spec, by PyTorch's scaled-dot-product attention.
+
+Shape suffixes: S positions, B sequences, N heads (query or key/value), D head size, T packed tokens, L longest
+sequence of a bucket.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_srpo.model.packing import AttentionBuckets, PackedSequences
+
+
+class CausalAttention(torch.nn.Module):
+    """Megatron-Core ``core_attention``: grouped queries, causal, dense [S, B, N, D] or packed [T, N, D]."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        assert config.context_parallel_size == 1, "context parallelism is not supported by this attention"
+        assert config.attention_dropout == 0.0, "attention dropout is not supported by this attention"
+        self.scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        attn_mask_type: Any = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Return the context of every query: [S, B, N * D], or [T, N * D] for packed rows."""
+        assert attention_mask is None and attention_bias is None, "only the causal mask is supported"
+        if packed_seq_params is None:
+            out_BSND = self._attend(*(x.transpose(0, 1) for x in (query, key, value)))
+            return out_BSND.transpose(0, 1).flatten(2)
+        assert isinstance(packed_seq_params, PackedSequences) and packed_seq_params.buckets is not None, (
+            "packed rows need the index maps of packed_sequences()"
+        )
+        return self._attend_packed(query, key, value, packed_seq_params.buckets)
+
+    def _attend_packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, buckets: AttentionBuckets
+    ) -> torch.Tensor:
+        outs = [
+            self._attend(*(_rows(x, gather_BL) for x in (query, key, value))).flatten(0, 1)
+            for gather_BL in buckets.gather_BL
+        ]
+        padded = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return padded.index_select(0, buckets.return_T).flatten(1)
+
+    def _attend(
+        self, query_BLND: torch.Tensor, key_BLND: torch.Tensor, value_BLND: torch.Tensor
+    ) -> torch.Tensor:
+        out_BNLD = F.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (query_BLND, key_BLND, value_BLND)),
+            is_causal=True,
+            scale=self.scale,
+            enable_gqa=query_BLND.size(2) != key_BLND.size(2),
+        )
+        return out_BNLD.transpose(1, 2)
+
+
+def _rows(x_TND: torch.Tensor, gather_BL: torch.Tensor) -> torch.Tensor:
+    """Gather packed rows into [B, L, N, D]."""
+    return x_TND.index_select(0, gather_BL.flatten()).unflatten(0, gather_BL.shape)

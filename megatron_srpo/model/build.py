@@ -1,0 +1,98 @@
+"""A Qwen3 policy as this rank's stage and shard of a Megatron-Core ``GPTModel``."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_srpo.model.architecture import DEFAULT_VOCAB_MULTIPLE, Qwen3Architecture
+from megatron_srpo.model.head import PolicyHead
+from megatron_srpo.model.parallel import ProcessGroups, check_layout
+from megatron_srpo.model.spec import transformer_block_spec
+
+
+def transformer_config(
+    arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype
+) -> TransformerConfig:
+    """Return Megatron-Core's config for this architecture and layout.
+
+    Args:
+        dtype: of weights, activations and what travels between pipeline stages.
+    """
+    return TransformerConfig(
+        num_layers=arch.num_layers,
+        hidden_size=arch.hidden_size,
+        ffn_hidden_size=arch.ffn_hidden_size,
+        num_attention_heads=arch.num_heads,
+        num_query_groups=arch.num_kv_heads,
+        kv_channels=arch.head_dim,
+        qk_layernorm=True,
+        normalization="RMSNorm",
+        layernorm_epsilon=arch.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=groups.tp_size,
+        pipeline_model_parallel_size=groups.pp_size,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # Weights always come from a checkpoint. Zeros instead of random numbers, and made shard by shard:
+        # "CPU initialization" would draw each full matrix on every rank.
+        use_cpu_initialization=False,
+        init_method=torch.nn.init.zeros_,
+        output_layer_init_method=torch.nn.init.zeros_,
+        embedding_init_method=torch.nn.init.zeros_,
+        # The loss is a sum over tokens, divided once by the count over the whole optimizer step.
+        calculate_per_token_loss=True,
+        # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts, which
+        # do not exist here; Megatron-Core checks it all the same.)
+        variable_seq_lengths=groups.pp_size > 1,
+        moe_token_dispatcher_type="alltoall",
+        # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).
+        deallocate_pipeline_outputs=False,
+        # Kernels of Apex and Transformer Engine, which the local layer spec does without.
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        cross_entropy_loss_fusion=False,
+    )
+
+
+def build_policy(
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    dtype: torch.dtype = torch.float32,
+    vocab_multiple: int = DEFAULT_VOCAB_MULTIPLE,
+) -> GPTModel:
+    """Build this rank's part of the model, with zero matrices: fill it with ``weights.load``.
+
+    Its forward returns hidden states: [1, T, H] on the last stage, Megatron-Core's [T, 1, H] before it.
+
+    Raises:
+        ConfigError: the layout cannot split this model.
+    """
+    check_layout(arch, groups.tp_size, groups.pp_size)
+    config = transformer_config(arch, groups, dtype)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=transformer_block_spec(config),
+        vocab_size=arch.padded_vocab_size(groups.tp_size, vocab_multiple),
+        max_sequence_length=arch.max_position_embeddings,
+        pre_process=groups.is_first_stage,
+        post_process=groups.is_last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=arch.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=arch.rope_theta,
+    )
+    if groups.is_last_stage:
+        model.output_layer = PolicyHead.replacing(model.output_layer)
+    return model

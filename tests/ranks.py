@@ -1,0 +1,122 @@
+"""Run a function on several real gloo ranks, in worker processes that live as long as the test session.
+
+Importing torch and Megatron-Core takes several seconds per process, so the workers are started once and
+each job makes (and destroys) its own default process group through a fresh file store.
+"""
+
+import atexit
+import importlib
+import multiprocessing as mp
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+DEFAULT_TIMEOUT_S = 180.0
+
+
+class RankFailure(AssertionError):
+    """A rank raised, died or did not answer in time; the message holds every rank's traceback."""
+
+
+def _serve(connection: Connection) -> None:
+    """Worker: execute jobs until the pipe closes."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(_run_job(*job))
+
+
+def _run_job(module: str, name: str, rank: int, world: int, store: str, arguments: tuple) -> tuple[bool, Any]:
+    import torch.distributed as dist
+
+    try:
+        function = getattr(importlib.import_module(module), name)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        try:
+            return True, function(rank, world, *arguments)
+        finally:
+            _destroy_groups()
+    except BaseException:  # the boundary of the worker: whatever happened must reach the test
+        return False, traceback.format_exc()
+
+
+def _destroy_groups() -> None:
+    """Tear down Megatron's groups (when a job made them) and the default group."""
+    import sys
+
+    import torch.distributed as dist
+
+    parallel_state = sys.modules.get("megatron.core.parallel_state")
+    if parallel_state is not None:
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.workers: list[tuple[mp.process.BaseProcess, Connection]] = []
+
+    def grow(self, count: int) -> None:
+        context = mp.get_context("spawn")
+        while len(self.workers) < count:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=False)
+            process.start()
+            theirs.close()
+            self.workers.append((process, ours))
+
+    def stop(self) -> None:
+        for process, connection in self.workers:
+            connection.close()
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self.workers = []
+
+    def run(self, world: int, function: Callable, arguments: tuple, timeout: float) -> list[Any]:
+        self.grow(world)
+        with tempfile.TemporaryDirectory() as folder:
+            for rank, (_, connection) in enumerate(self.workers[:world]):
+                store = os.path.join(folder, "store")
+                connection.send((function.__module__, function.__name__, rank, world, store, arguments))
+            answers = [self._answer(rank, timeout) for rank in range(world)]
+        failures = [f"rank {rank}:\n{text}" for rank, (good, text) in enumerate(answers) if not good]
+        if failures:
+            self.stop()  # ranks may be out of step with one another: start afresh
+            raise RankFailure("\n".join(failures))
+        return [value for _, value in answers]
+
+    def _answer(self, rank: int, timeout: float) -> tuple[bool, Any]:
+        process, connection = self.workers[rank]
+        try:
+            if connection.poll(timeout):
+                return connection.recv()
+        except (EOFError, ConnectionError):
+            return False, f"the process ended with exit code {process.exitcode}"
+        return False, f"no answer within {timeout} s"
+
+
+_POOL = _Pool()
+atexit.register(_POOL.stop)
+
+
+def run_ranks(
+    world: int, function: Callable[..., Any], *arguments: Any, timeout: float = DEFAULT_TIMEOUT_S
+) -> list[Any]:
+    """Call ``function(rank, world, *arguments)`` on ``world`` gloo ranks; return the results by rank.
+
+    ``function`` must be importable (a top-level function of a test module). The default process group of
+    size ``world`` is initialised before the call and destroyed after it.
+    """
+    return _POOL.run(world, function, arguments, timeout)

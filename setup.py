@@ -1,4 +1,4 @@
-"""Packaging of ``megatron_srpo``. Exact, tested versions are in ``constraints/``; here are the honest bounds."""
+"""Packaging of ``megatron_srpo``: bounds. The exact versions that were tested are in ``constraints/``."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VERSION = re.search(
-    r'^__version__ = "(.+)"$', Path(__file__).with_name("megatron_srpo").joinpath("__init__.py").read_text(), re.M
+    r'^__version__ = "(.+)"$',
+    Path(__file__).with_name("megatron_srpo").joinpath("__init__.py").read_text(),
+    re.M,
 )
 assert VERSION, 'megatron_srpo/__init__.py must contain a line __version__ = "..."'
 
@@ -77,7 +79,13 @@ EXTRAS = {
     # leptonai 0.47 dropped a module that nemo-run imports unconditionally.
     "launch": ["nemo-run>=0.11.1,<0.12", "leptonai>=0.26.6,<0.47"],
     "bench": ["trl>=1.16,<2", "py-spy>=0.4,<0.5"],
-    "dev": ["pytest>=8.4,<10", "hypothesis>=6.130,<7", "ruff>=0.12,<0.18", "mypy>=1.17,<3", "packaging>=24.2"],
+    "dev": [
+        "pytest>=8.4,<10",
+        "hypothesis>=6.130,<7",
+        "ruff>=0.12,<0.18",
+        "mypy>=1.17,<3",
+        "packaging>=24.2",
+    ],
 }
 
 setup(
@@ -86,7 +94,6 @@ setup(
     description="Sample-routed policy optimization (SRPO, GRPO, SDPO) for Qwen3 models on Megatron-Core",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_srpo", "megatron_srpo.*"]),
-    package_data={"megatron_srpo": ["py.typed"]},
     python_requires=">=3.11,<3.13",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_srpo.config.base import Config, option
 from megatron_srpo.errors import ConfigError
 
-#: The user message that the self-teacher sees (SRPO, section 8 of the specification). Here ``{demonstration}`` and
-#: ``{feedback}`` stand for the whole sections below, which are empty when there is nothing to put in them.
+#: The user message that the self-teacher sees. Here ``{demonstration}`` and ``{feedback}`` stand for the whole
+#: sections below, which are empty when there is nothing to put in them.
 DEFAULT_TEACHER_TEMPLATE = "{question}\n\n{demonstration}{feedback}Correctly solve the original question."
 DEFAULT_DEMONSTRATION_TEMPLATE = "Correct solution:\n\n{demonstration}\n\n"
 DEFAULT_FEEDBACK_TEMPLATE = (
@@ -20,11 +20,11 @@ DEFAULT_FEEDBACK_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPromptConfig(Config):
-    """What the self-teacher is shown: the question, a correct sibling's response, feedback, an instruction."""
+    """What the self-teacher is shown: question, a correct sibling's response, feedback, an instruction."""
 
     template: str = option(
         DEFAULT_TEACHER_TEMPLATE,
-        "User message of the teacher; {question} is required, {demonstration} and {feedback} are the sections.",
+        "The teacher's user message; {question} is required, {demonstration} and {feedback} are the sections.",
     )
     demonstration_template: str = option(
         DEFAULT_DEMONSTRATION_TEMPLATE, "Section that holds a correct response; empty when there is none."
@@ -66,7 +66,9 @@ class SourceConfig(Config):
     kind: str = option(help="Where the prompts come from.", choices=("reasoning_gym", "jsonl", "parquet"))
     name: str | None = option(None, "Name in metrics; the family or the file's stem when absent.")
     weight: float | None = option(
-        None, "Share in the mixture, relative to the other sources; set for all sources or for none.", minimum=0
+        None,
+        "Share in the mixture, relative to the other sources; set for all sources or for none.",
+        minimum=0,
     )
     task: str | None = option(
         None, "Verifier: math, exact, multiple_choice, or package.module:function (reasoning_gym: implied)."
@@ -85,7 +87,8 @@ class SourceConfig(Config):
     system_column: str | None = option(None, "Column with the system message.")
     id_column: str | None = option(None, "Column with a unique id; the line number when absent.")
     answer_pattern: str | None = option(
-        None, "Regular expression whose first group is the gold answer inside the column (GSM8K: '#### (.+)')."
+        None,
+        "Regular expression whose first group is the gold answer inside the column (GSM8K: '#### (.+)').",
     )
     metadata_columns: tuple[str, ...] = option((), "Columns handed to the verifier as prompt.metadata.")
     limit: int | None = option(None, "Use only the first rows of the file.", minimum=1)
@@ -106,20 +109,26 @@ class SourceConfig(Config):
         if not self.__dict__[needed]:
             raise ConfigError(f"a source of kind {self.kind!r} needs the key {needed!r}")
         if self.__dict__[foreign]:
-            raise ConfigError(f"the key {foreign!r} has no meaning for a source of kind {self.kind!r}; remove it")
+            raise ConfigError(
+                f"the key {foreign!r} has no meaning for a source of kind {self.kind!r}; remove it"
+            )
         if not generated and not self.task:
             raise ConfigError(
                 f"source {self.label!r} needs 'task': the verifier that scores its answers "
                 "(math, exact, multiple_choice or package.module:function)"
             )
         if generated and self.task not in (None, "reasoning_gym"):
-            raise ConfigError(f"source {self.label!r}: task = {self.task!r}; reasoning_gym verifies its own answers")
+            raise ConfigError(
+                f"source {self.label!r}: task = {self.task!r}; reasoning_gym verifies its own answers"
+            )
         self._check_label()
         self._check_pattern()
 
     def _check_label(self) -> None:
         if not self.label or "/" in self.label:
-            raise ConfigError(f"source name {self.label!r} cannot be used in metric names; set 'name' without '/'")
+            raise ConfigError(
+                f"source name {self.label!r} cannot be used in metric names; set 'name' without '/'"
+            )
 
     def _check_pattern(self) -> None:
         if self.answer_pattern is None:
@@ -127,7 +136,9 @@ class SourceConfig(Config):
         try:
             groups = re.compile(self.answer_pattern).groups
         except re.error as error:
-            raise ConfigError(f"answer_pattern {self.answer_pattern!r} is no regular expression: {error}") from None
+            raise ConfigError(
+                f"answer_pattern {self.answer_pattern!r} is no regular expression: {error}"
+            ) from None
         if groups < 1:
             raise ConfigError(f"answer_pattern {self.answer_pattern!r} needs a group ( ) around the answer")
 
@@ -140,7 +151,9 @@ class DataConfig(Config):
     eval: tuple[SourceConfig, ...] = option((), "Evaluation sets; each is reported under its own name.")
     seed: int = option(0, "Seed of the order of training prompts.", minimum=0)
     shuffle: bool = option(True, "Reshuffle the training prompts in every epoch.")
-    thinking: bool = option(False, "Chat template's enable_thinking, for student, teacher and evaluation alike.")
+    thinking: bool = option(
+        False, "Chat template's enable_thinking, for student, teacher and evaluation alike."
+    )
     max_prompt_tokens: int = option(2048, "Longest prompt in tokens, chat template included.", minimum=1)
     overlong_prompts: str = option(
         "skip",

@@ -9,9 +9,7 @@ from megatron_srpo.config.base import Config, option
 class ModelConfig(Config):
     """The policy at step 0."""
 
-    path: str = option(
-        help="Folder of a dense Qwen3 in Hugging Face format: config.json, safetensors, tokenizer."
-    )
+    path: str = option(help="Folder of a dense Qwen3 in Hugging Face format.")
     dtype: str = option(
         "float32", "Precision of weights and activations in training.", choices=("float32", "bfloat16")
     )
@@ -26,7 +24,7 @@ class ParallelConfig(Config):
 
     tensor: int = option(
         1,
-        "Tensor-parallel size: every layer is split over this many ranks; divides all head counts.",
+        "Tensor-parallel size: every layer is split over this many ranks; divides head counts.",
         minimum=1,
     )
     pipeline: int = option(

@@ -19,7 +19,9 @@ class RewardConfig(Config):
         200_000, "Longer responses score 0 without being looked at.", minimum=1
     )
     max_worker_memory_mb: int | None = option(
-        4096, "Address space of one worker in MiB; an answer that needs more scores 0. null: no limit.", minimum=512
+        4096,
+        "Address space of one worker in MiB; an answer that needs more scores 0. null: no limit.",
+        minimum=512,
     )
     binary: bool = option(True, "Turn a verifier's score into 1 (at or above threshold) or 0.")
     threshold: float = option(0.99, "Score that counts as right.", minimum=0.0, maximum=1.0)

@@ -30,8 +30,8 @@ def generate(source: SourceConfig, bad: BadRows) -> list[Prompt]:
     A pure function of the source: item k depends on the seed and k only.
 
     Raises:
-        DataError: the family is unknown or excluded, its options are wrong, or an item fails and the policy is
-            "refuse".
+        DataError: the family is unknown or excluded, its options are wrong, or an item fails and the policy
+            is "refuse".
     """
     prompts: list[Prompt] = []
     seen: set[str] = set()
@@ -80,7 +80,9 @@ def _option_names(family: str) -> list[str]:
 
     from reasoning_gym.factory import DATASETS
 
-    return [item.name for item in dataclasses.fields(DATASETS[family][1]) if item.name not in ("seed", "size")]
+    return [
+        item.name for item in dataclasses.fields(DATASETS[family][1]) if item.name not in ("seed", "size")
+    ]
 
 
 def _items(source: SourceConfig, attempts: int, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -106,6 +108,11 @@ def _to_prompt(entry: dict[str, Any], index: int, source: SourceConfig) -> Promp
         messages=(*system, user),
         answer=None if entry["answer"] is None else str(entry["answer"]),
         task="reasoning_gym",
-        metadata={"family": source.family, "config": dict(source.config), "entry": entry},
+        metadata={
+            "family": source.family,
+            "config": dict(source.config),
+            "entry": entry,
+            "question": entry["question"],
+        },
         source=source.label,
     )

@@ -88,9 +88,9 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def row_to_prompt(row: dict[str, Any], line: int, source: SourceConfig) -> Prompt:
     """Turn one row into a prompt. Raises :class:`RowError` with the reason."""
-    messages = _messages(row, source)
+    messages, question = _messages(row, source)
     key = _text(column(row, source.id_column), source.id_column) if source.id_column else str(line)
-    metadata = {name: column(row, name) for name in source.metadata_columns}
+    metadata = {name: column(row, name) for name in source.metadata_columns} | {"question": question}
     return Prompt(
         id=f"{source.label}/{key}",
         messages=messages,
@@ -115,24 +115,32 @@ def column(row: dict[str, Any], name: str) -> Any:
     return value
 
 
-def _messages(row: dict[str, Any], source: SourceConfig) -> tuple[dict[str, str], ...]:
+def _messages(row: dict[str, Any], source: SourceConfig) -> tuple[tuple[dict[str, str], ...], str]:
+    """Return the chat messages, and the question without the source's suffix."""
     value = column(row, source.prompt_column)
-    messages = _chat(value) if isinstance(value, list) else [{"role": "user", "content": _question(value, source)}]
-    if source.prompt_suffix:
-        messages[-1] = {"role": "user", "content": messages[-1]["content"] + source.prompt_suffix}
-    if messages[0]["role"] == "system":
-        return tuple(messages)
+    messages = (
+        _chat(value) if isinstance(value, list) else [{"role": "user", "content": _question(value, source)}]
+    )
+    question = messages[-1]["content"]
+    messages[-1] = {"role": "user", "content": question + source.prompt_suffix}
+    if messages[0]["role"] != "system":
+        system = _system(row, source)
+        messages = [*([{"role": "system", "content": system}] if system else []), *messages]
+    return tuple(messages), question
+
+
+def _system(row: dict[str, Any], source: SourceConfig) -> str | None:
     system = column(row, source.system_column) if source.system_column else None
     if system is not None and not isinstance(system, str):
         raise RowError(f"column {source.system_column!r} holds a {type(system).__name__}; text was expected")
-    system = system or source.system
-    return tuple([{"role": "system", "content": system}] if system else []) + tuple(messages)
+    return system or source.system
 
 
 def _question(value: Any, source: SourceConfig) -> str:
     if not isinstance(value, str):
         raise RowError(
-            f"column {source.prompt_column!r} holds a {type(value).__name__}; text or a list of messages was expected"
+            f"column {source.prompt_column!r} holds a {type(value).__name__}; "
+            "text or a list of messages was expected"
         )
     if not value.strip():
         raise RowError(f"column {source.prompt_column!r} is empty")

@@ -84,10 +84,8 @@ def drop_overlap(train: Iterable[Prompt], evaluation: Iterable[Prompt]) -> tuple
 
 
 def question_key(prompt: Prompt) -> str:
-    """Return the question's text with white space evened out; suffixes of generated questions do not count."""
-    entry = prompt.metadata.get("entry")
-    text = entry["question"] if isinstance(entry, dict) and "question" in entry else prompt.question
-    return _SPACE.sub(" ", text).strip()
+    """Return the question's text with white space evened out and without the source's suffix."""
+    return _SPACE.sub(" ", prompt.metadata.get("question", prompt.question)).strip()
 
 
 def mixture_weights(config: DataConfig) -> dict[str, float] | None:

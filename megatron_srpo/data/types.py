@@ -10,7 +10,7 @@ class Prompt:
 
     Attributes:
         id: stable and unique in its prompt set, such as ``"gcd/17"``.
-        messages: chat messages, each with ``role`` and ``content``: optional system first, the last one is the user's.
+        messages: chat messages, each with ``role`` and ``content``: optional system first, the user's last.
         answer: gold answer, or None where the verifier needs none.
         task: name of the verifier (``"math"``, ``"reasoning_gym"``, ``"package.module:function"``).
         metadata: what the verifier needs beyond the answer.

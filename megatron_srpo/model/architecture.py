@@ -1,11 +1,14 @@
-"""The shape of a dense Qwen3, read from a Hugging Face ``config.json``."""
+"""The shape of a dense Qwen3, read from a Hugging Face ``config.json``, and how it can be split.
+
+Nothing here imports Megatron-Core.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_srpo.errors import ModelError
+from megatron_srpo.errors import ConfigError, ModelError
 
 DEFAULT_VOCAB_MULTIPLE = 128
 
@@ -100,15 +103,41 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def check_layout(arch: Qwen3Architecture, tp: int, pp: int) -> None:
+    """Refuse a layout that cannot split this model. The vocabulary is padded, so it never forbids one.
+
+    Raises:
+        ConfigError: names the size, the layout and the sizes that would work.
+    """
+    split_by_tp = {
+        "attention heads": arch.num_heads,
+        "key/value heads": arch.num_kv_heads,
+        "feed-forward units": arch.ffn_hidden_size,
+    }
+    for what, size in split_by_tp.items():
+        if size % tp:
+            raise ConfigError(
+                f"tensor parallel size {tp} does not divide the model's {size} {what}; "
+                f"possible sizes: {_common_divisors(*split_by_tp.values())}"
+            )
+    if arch.num_layers % pp:
+        raise ConfigError(
+            f"pipeline parallel size {pp} does not divide the model's {arch.num_layers} layers; "
+            f"possible sizes: {_common_divisors(arch.num_layers)}"
+        )
+
+
+def _common_divisors(*sizes: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes))
+
+
 def _refuse_other_models(config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type != "qwen3":
         raise ModelError(f"model_type = {model_type!r}; only dense Qwen3 (model_type 'qwen3') is supported")
     for key, expected in _FIXED.items():
         if config.get(key, expected) != expected:
-            raise ModelError(
-                f"{key} = {config[key]!r}; a dense Qwen3 has {expected!r}. Use a model that does"
-            )
+            raise ModelError(f"{key} = {config[key]!r}; a dense Qwen3 has {expected!r}; use one")
     quantization = config.get("quantization_config")
     if quantization is not None:
         raise ModelError(
@@ -154,7 +183,7 @@ def _rope_theta(config: dict[str, Any]) -> float:
         rope_type = parameters.get("rope_type", parameters.get("type", "default"))
         if rope_type != "default":
             raise ModelError(
-                f"{section}: rope type {rope_type!r} in config.json; only 'default' (no scaling) is supported. "
+                f"{section}: rope type {rope_type!r}; only 'default' (no scaling) is supported. "
                 "Remove the scaling and keep sequences within the trained length"
             )
     parameters = config.get("rope_parameters") or {}

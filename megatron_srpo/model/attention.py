@@ -1,17 +1,15 @@
 """Causal attention for the local layer spec, by PyTorch's scaled-dot-product attention.
 
-Shape suffixes: S positions, B sequences, N heads (query or key/value), D head size, T packed tokens, L longest
-sequence of a bucket.
+Shape suffixes: S positions, B sequences, N heads (query or key/value), D head size, T packed tokens,
+L longest sequence of a bucket.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_srpo.model.megatron_core import PackedSeqParams, ProcessGroupCollection, TransformerConfig
 from megatron_srpo.model.packing import AttentionBuckets, PackedSequences
 
 
@@ -68,11 +66,10 @@ class CausalAttention(torch.nn.Module):
     def _attend(
         self, query_BLND: torch.Tensor, key_BLND: torch.Tensor, value_BLND: torch.Tensor
     ) -> torch.Tensor:
+        query, key, value = (x.transpose(1, 2) for x in (query_BLND, key_BLND, value_BLND))
+        grouped = query.size(1) != key.size(1)
         out_BNLD = F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (query_BLND, key_BLND, value_BLND)),
-            is_causal=True,
-            scale=self.scale,
-            enable_gqa=query_BLND.size(2) != key_BLND.size(2),
+            query, key, value, is_causal=True, scale=self.scale, enable_gqa=grouped
         )
         return out_BNLD.transpose(1, 2)
 

@@ -2,12 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_srpo.model.architecture import DEFAULT_VOCAB_MULTIPLE, Qwen3Architecture
+from megatron_srpo.model.architecture import DEFAULT_VOCAB_MULTIPLE, Qwen3Architecture, check_layout
 from megatron_srpo.model.head import PolicyHead
-from megatron_srpo.model.parallel import ProcessGroups, check_layout
+from megatron_srpo.model.megatron_core import GPTModel, TransformerConfig
+from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.model.spec import transformer_block_spec
 
 
@@ -49,8 +48,8 @@ def transformer_config(
         embedding_init_method=torch.nn.init.zeros_,
         # The loss is a sum over tokens, divided once by the count over the whole optimizer step.
         calculate_per_token_loss=True,
-        # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts, which
-        # do not exist here; Megatron-Core checks it all the same.)
+        # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts,
+        # which do not exist here; Megatron-Core checks it all the same.)
         variable_seq_lengths=groups.pp_size > 1,
         moe_token_dispatcher_type="alltoall",
         # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).

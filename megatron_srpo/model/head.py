@@ -5,10 +5,13 @@ Logits of a whole micro-batch are never formed by the model. The loss takes the 
 """
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear
-from megatron.core.transformer.module import Float16Module
+
+from megatron_srpo.model.megatron_core import (
+    ColumnParallelLinear,
+    DistributedDataParallel,
+    Float16Module,
+    GPTModel,
+)
 
 
 class PolicyHead(ColumnParallelLinear):
@@ -20,7 +23,7 @@ class PolicyHead(ColumnParallelLinear):
 
     @classmethod
     def replacing(cls, layer: ColumnParallelLinear) -> "PolicyHead":
-        """Build a head that takes over the weight of ``layer`` (none when the embedding on this stage is it)."""
+        """Build a head with the weight of ``layer`` (none when this stage's embedding is tied to it)."""
         head = cls(
             layer.input_size,
             layer.output_size,
@@ -54,9 +57,9 @@ def unwrap(model: torch.nn.Module) -> GPTModel:
 def head_weight(model: torch.nn.Module) -> torch.nn.Parameter:
     """Return this rank's vocabulary rows of the head, [padded vocabulary / TP, H]. Last stage only.
 
-    With tied embeddings this is the embedding (or, with pipeline stages, its copy on the last one). A gradient
-    that reaches it from the loss is collected by Megatron-Core's DDP like any other: its hook sits on the
-    parameter, not on the module.
+    With tied embeddings this is the embedding (or, with pipeline stages, its copy on the last one). A
+    gradient that reaches it from the loss is collected by Megatron-Core's DDP like any other: its hook sits
+    on the parameter, not on the module.
     """
     policy = unwrap(model)
     assert policy.post_process, "only the last pipeline stage has a head"

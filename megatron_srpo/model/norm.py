@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_srpo import platform
+from megatron_srpo.model.megatron_core import TransformerConfig
 
 
 class RMSNorm(torch.nn.Module):

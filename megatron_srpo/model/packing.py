@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_srpo import platform
+from megatron_srpo.model.megatron_core import PackedSeqParams
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""Process groups of one training job, and the layouts that a model allows."""
+"""Process groups of one training job."""
 
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from megatron.core import parallel_state, tensor_parallel
 
 from megatron_srpo.errors import ConfigError
-from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.megatron_core import parallel_state, tensor_parallel
 
 
 @dataclass(frozen=True)
@@ -65,34 +64,6 @@ class ProcessGroups:
         return self.replica.rank() == 0
 
 
-def check_layout(arch: Qwen3Architecture, tp: int, pp: int) -> None:
-    """Refuse a layout that cannot split this model. The vocabulary is padded, so it never forbids one.
-
-    Raises:
-        ConfigError: names the size, the layout and the sizes that would work.
-    """
-    split_by_tp = {
-        "attention heads": arch.num_heads,
-        "key/value heads": arch.num_kv_heads,
-        "feed-forward units": arch.ffn_hidden_size,
-    }
-    for what, size in split_by_tp.items():
-        if size % tp:
-            raise ConfigError(
-                f"tensor parallel size {tp} does not divide the model's {size} {what}; "
-                f"possible sizes: {_common_divisors(*split_by_tp.values())}"
-            )
-    if arch.num_layers % pp:
-        raise ConfigError(
-            f"pipeline parallel size {pp} does not divide the model's {arch.num_layers} layers; "
-            f"possible sizes: {_common_divisors(arch.num_layers)}"
-        )
-
-
-def _common_divisors(*sizes: int) -> str:
-    return ", ".join(str(n) for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes))
-
-
 def initialize_parallel(tp: int, pp: int, seed: int = 1) -> ProcessGroups:
     """Make Megatron-Core's process groups and seed its random states. The default group must exist.
 
@@ -106,8 +77,8 @@ def initialize_parallel(tp: int, pp: int, seed: int = 1) -> ProcessGroups:
     world = dist.get_world_size()
     if world % (tp * pp):
         raise ConfigError(
-            f"{world} ranks cannot hold replicas of tensor parallel {tp} x pipeline parallel {pp} = {tp * pp} "
-            f"ranks; start a multiple of {tp * pp}"
+            f"{world} ranks cannot hold replicas of tensor parallel {tp} x pipeline parallel {pp}; "
+            f"start a multiple of {tp * pp} ranks"
         )
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -6,12 +6,14 @@ function beside :func:`_local_layer`.
 
 from dataclasses import replace
 
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_config import TransformerConfig
-
 from megatron_srpo.model.attention import CausalAttention
+from megatron_srpo.model.megatron_core import (
+    ModuleSpec,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    get_gpt_layer_local_spec,
+    get_num_layers_to_build,
+)
 from megatron_srpo.model.norm import RMSNorm
 
 

@@ -105,7 +105,7 @@ def _parsed_lines(path: Path) -> Iterator[tuple[bytes, Record]]:
         for number, line in enumerate(file, start=1):
             if bad is not None:
                 raise DataError(
-                    f"{path} line {bad} is not a JSON object with an integer 'step', though more lines follow; "
+                    f"{path} line {bad} is not a JSON object with an integer 'step', yet lines follow it; "
                     "something else changed the file: remove that line"
                 )
             record = _parse(line)

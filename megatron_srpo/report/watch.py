@@ -206,7 +206,8 @@ def truncated_responses(history: History, config: WatchConfig) -> str | None:
         return None
     return (
         f"response/truncated_share is {share:.0%}: responses end at the token limit, and an "
-        "unfinished answer counts as wrong. Remedy: raise the response token limit, or check that the model ends its answers"
+        "unfinished answer counts as wrong. Remedy: raise the response token limit, or check that the model "
+        "ends its answers"
     )
 
 
@@ -216,9 +217,9 @@ def engine_mismatch(history: History, config: WatchConfig) -> str | None:
     if difference is None or difference <= config.logprob_difference:
         return None
     return (
-        f"engine/logprob_diff_mean is {difference:.3g} nats, above {config.logprob_difference:g}: the rollout "
-        "engine samples from another model than the one trained. Remedy: check the weight sync, the precision "
-        "of both sides and the sampling temperature"
+        f"engine/logprob_diff_mean is {difference:.3g} nats, above {config.logprob_difference:g}: the "
+        "rollout engine samples from another model than the one trained. Remedy: check the weight sync, the "
+        "precision of both sides and the sampling temperature"
     )
 
 
@@ -229,7 +230,7 @@ def all_wrong(history: History, config: WatchConfig) -> str | None:
         return None
     return (
         f"reward/prompts_all_wrong is {share:.0%}: no demonstration and no advantage to learn "
-        "from. Remedy: easier prompts, more rollouts per prompt, or check the verifier on a known right answer"
+        "from. Remedy: easier prompts, more rollouts per prompt, or check the verifier on a right answer"
     )
 
 
@@ -260,8 +261,9 @@ def _dropped(name: str, now: float | None, history: History, config: WatchConfig
     ):
         return None
     return (
-        f"{name} has fallen to {now:.3f} from its best {best:.3f}: collapse. Remedy: go back to the checkpoint "
-        "of the best evaluation; a lower learning rate, a smaller EMA rate or Jensen-Shannon instead of a pure KL"
+        f"{name} has fallen to {now:.3f} from its best {best:.3f}: collapse. Remedy: go back to the "
+        "checkpoint of the best evaluation; a lower learning rate, a smaller EMA rate, or Jensen-Shannon "
+        "instead of a pure KL"
     )
 
 

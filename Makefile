@@ -1,0 +1,94 @@
+# `make help` lists the targets. Nothing is needed beforehand but make and Python 3.11 or 3.12 with venv.
+
+# The first of these that is Python 3.11 or 3.12; or say which: make PYTHON=/path/to/python3.12 install
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
+endif
+VENV ?= .venv
+# cpu or gpu: which build of torch, and which constraints file.
+ifeq ($(origin ACCELERATOR),undefined)
+ACCELERATOR := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+endif
+# Where the CPU build of torch comes from when the configured package index has none. Empty: ask nowhere else.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION := 2.13.0
+CONFIG ?= examples/quickstart.yaml
+RUN ?= runs/quickstart
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTHON_TAG = $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
+PINNED = $(if $(PINS),--constraint $(PINS))
+INPUTS := setup.py pyproject.toml $(wildcard constraints/*.txt)
+
+.PHONY: quickstart test lint install install-sglang install-launch install-bench freeze clean help
+.DEFAULT_GOAL := help
+
+quickstart: install ## install, then train with the main example and write its report
+	$(BIN)/megatron-srpo train --config $(CONFIG)
+	@echo "Report: $(RUN)/report.html"
+
+test: $(VENV)/.dev ## install, then run all tests; what cannot run here is counted by reason
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.base ## virtual environment with the package (editable)
+install-launch: $(VENV)/.launch ## nemo-run, for launching on other machines
+install-bench: $(VENV)/.bench ## TRL and py-spy, for tools/benchmarks
+install-sglang: $(VENV)/.sglang ## the SGLang server, as it runs without a GPU
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found; run: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11 or 3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and by itself: on Linux, the default index serves a CUDA build of several GB. So ask the configured
+# index for a CPU build, then TORCH_INDEX (two short tries), and only then take what the index has.
+$(VENV)/.torch: $(VENV)/.python $(INPUTS)
+ifeq ($(ACCELERATOR),gpu)
+	$(PIP) install $(PINNED) 'torch>=2.10,<2.15'
+else
+	@if $(PIP) install -q --dry-run --no-deps 'torch==$(TORCH_VERSION)+cpu' >/dev/null 2>&1; then \
+	    set -x; $(PIP) install $(PINNED) 'torch==$(TORCH_VERSION)+cpu'; \
+	elif test -n "$(TORCH_INDEX)" && (set -x; \
+	    $(PIP) install --timeout 15 --retries 1 --index-url '$(TORCH_INDEX)' $(PINNED) 'torch==$(TORCH_VERSION)'); then :; \
+	else \
+	    echo "No CPU build of torch was found; taking the default build (several GB on Linux)."; \
+	    set -x; $(PIP) install $(PINNED) 'torch==$(TORCH_VERSION)'; \
+	fi
+endif
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.torch
+	@echo "Versions: $(or $(PINS),no constraints file for $(ACCELERATOR)-$(PYTHON_TAG): the newest that setup.py allows)"
+	$(PIP) install $(PINNED) --editable '.[$(ACCELERATOR)]'
+	@touch $@
+
+$(VENV)/.dev $(VENV)/.launch $(VENV)/.bench: $(VENV)/.%: $(VENV)/.base
+	$(PIP) install $(PINNED) --editable '.[$(ACCELERATOR),$*]'
+	@touch $@
+
+# SGLang declares CUDA packages and one exact torch that a machine without a GPU cannot use; hence --no-deps.
+$(VENV)/.sglang: $(VENV)/.base
+	$(PIP) install $(PINNED) --no-deps sglang==0.5.23 compressed-tensors==0.18.0 xgrammar==0.2.7
+	$(PIP) install $(PINNED) --editable '.[$(ACCELERATOR),sglang]'
+	@touch $@
+
+freeze: ## print the installed versions, for a constraints file
+	@$(PIP) freeze --exclude-editable | sed 's/+cpu$$//'
+
+clean: ## remove the virtual environment, build products and caches (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  Variables: PYTHON=$(PYTHON) ACCELERATOR=$(ACCELERATOR) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) PYTEST_ARGS="

@@ -1,0 +1,179 @@
+"""Divergences between a student and a teacher on a sharded vocabulary (SDPO, arXiv 2601.20802, logit level).
+
+Shapes: T tokens, V local vocabulary (padding included), K ids per token, N events (columns, or top-k and
+tail).
+
+alpha = 0: KL(T||S); alpha = 1: KL(S||T); between: (1-alpha) KL(S||M) + alpha KL(T||M), M = (1-alpha) S +
+alpha T. The family is not continuous at its ends: the middle form tends to 0 there, as alpha KL(T||S) for
+alpha -> 0 and as (1-alpha) KL(S||T) for alpha -> 1.
+
+Gradients go to the student only, through M as well. The derivative of the loss with respect to log s is a
+*slope* per event: s - t, or s log(s/t), or (1-alpha) s log(s/m); in the last one everything that comes from M
+cancels, because m/m = 1. Through the softmax the gradient of the logits is slope - s * (sum of slopes).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_srpo.errors import ConfigError
+from megatron_srpo.ops.log_prob import vocab_parallel_log_prob_at
+from megatron_srpo.ops.shard import VocabShard, log_softmax_columns, math_dtype
+from megatron_srpo.ops.topk import vocab_parallel_gather, vocab_parallel_topk
+
+TAIL_LOG_MASS_MAX = -1e-7
+"""Upper clamp of the log of the top-k mass, so that the tail's log-probability exists."""
+
+_LOG_RATIO_MAX = 40.0
+"""From here on expm1(x) is exp(x) to the last bit of float64, and later exp would overflow."""
+
+
+def _weighted(prob: Tensor, log_ratio: Tensor) -> Tensor:
+    """prob * log_ratio, with 0 * (infinite or undefined) = 0."""
+    return (prob * log_ratio).masked_fill_(prob == 0, 0.0)
+
+
+def _log_mixture_ratios(delta: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """(log m/s, log m/t) from delta = log t/s, exact to the last bits for small delta, never overflowing.
+
+    log m/s = log(1 - alpha + alpha exp(delta)) = log1p(alpha expm1(delta)). The smaller of alpha, 1 - alpha
+    is used (1 - alpha would round a small alpha away) by exchanging the roles of s and t.
+    """
+    if alpha > 0.5:
+        ratio_t, ratio_s = _log_mixture_ratios(-delta, 1.0 - alpha)
+        return ratio_s, ratio_t
+    bounded = delta.clamp(max=_LOG_RATIO_MAX)
+    ratio = bounded.expm1().mul_(alpha).log1p_()
+    beyond = (delta - _LOG_RATIO_MAX).clamp_(min=0.0)  # not delta - bounded, which is undefined at -inf
+    return beyond.add_(ratio), ratio.sub_(bounded)
+
+
+def _events(log_s_TN: Tensor, log_t_TN: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum of the loss over these events (T,), slope_TN, student probabilities_TN) from log-probabilities.
+
+    The KL forms carry + q - p for KL(p||q). Over a distribution that sums to zero (to 1e-7 where the clamp of
+    the tail is active), and it makes every term non-negative, so that an error of the normaliser enters
+    squared: a small KL keeps its digits in fp32.
+    """
+    s_TN, t_TN = log_s_TN.exp(), log_t_TN.exp()
+    delta_TN = log_t_TN - log_s_TN
+    if alpha == 0.0:
+        slope_TN = s_TN - t_TN
+        return _weighted(t_TN, delta_TN).add_(slope_TN).sum(dim=1), slope_TN, s_TN
+    if alpha == 1.0:
+        slope_TN = _weighted(s_TN, -delta_TN)
+        return (slope_TN + t_TN).sub_(s_TN).sum(dim=1), slope_TN, s_TN
+    ratio_s_TN, ratio_t_TN = _log_mixture_ratios(delta_TN, alpha)
+    slope_TN = _weighted(s_TN, ratio_s_TN).mul_(alpha - 1.0)
+    return _weighted(t_TN, ratio_t_TN).mul_(-alpha).add_(slope_TN).sum(dim=1), slope_TN, s_TN
+
+
+class _FullDivergence(torch.autograd.Function):
+    """Divergence over all real entries. The gradient is formed in forward, the one T x V buffer kept."""
+
+    @staticmethod
+    def forward(ctx: Any, student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard) -> Tensor:
+        log_s_TV, log_t_TV = log_softmax_columns((student_TV, teacher_TV), math_dtype(student_TV), shard)
+        loss_T, slope_TV, s_TV = _events(log_s_TV, log_t_TV, alpha)
+        sums_2T = shard.sum_(torch.stack([loss_T, slope_TV.sum(dim=1)]))
+        if ctx.needs_input_grad[0]:
+            grad_TV = slope_TV.sub_(s_TV.mul_(sums_2T[1][:, None]))
+            ctx.save_for_backward(shard.with_padding(grad_TV).to(student_TV.dtype))
+        return sums_2T[0].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None, None]:
+        (unit_grad_TV,) = ctx.saved_tensors
+        return (unit_grad_TV * grad_T[:, None]).to(unit_grad_TV.dtype), None, None, None
+
+
+class _EventDivergence(torch.autograd.Function):
+    """Divergence of two sets of log-probabilities that every rank holds whole; gradient to the student's."""
+
+    @staticmethod
+    def forward(ctx: Any, log_s_TN: Tensor, log_t_TN: Tensor, alpha: float) -> Tensor:
+        loss_T, slope_TN, _ = _events(log_s_TN, log_t_TN, alpha)
+        ctx.save_for_backward(slope_TN)
+        return loss_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None]:
+        (slope_TN,) = ctx.saved_tensors
+        return slope_TN * grad_T[:, None], None, None
+
+
+def vocab_parallel_divergence(
+    student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard
+) -> Tensor:
+    """Divergence per token over the full vocabulary: (T,), in nats, identical on all ranks of the group.
+
+    Both logits are already divided by the temperature and lie on the same shard. No gradient reaches the
+    teacher. fp32 math (float64 for a float64 student), finite for all finite logits; an entry of logit -inf
+    has probability 0. A KL is infinite where the second distribution is 0 and the first is not.
+
+    Three all-reduces of two numbers per token forward, none backward.
+
+    Raises ConfigError for alpha outside [0, 1], ValueError for shapes that do not fit the shard.
+    """
+    _check(student_TV, teacher_TV, alpha, shard)
+    return _FullDivergence.apply(student_TV, teacher_TV.detach(), alpha, shard)
+
+
+def vocab_parallel_topk_divergence(
+    student_TV: Tensor, teacher_TV: Tensor, alpha: float, k: int, shard: VocabShard, tail: bool = True
+) -> Tensor:
+    """Divergence per token over the *student's* k most probable entries: (T,), in nats, same on all ranks.
+
+    tail=True: both sides keep their probabilities under the full vocabulary and get one more event, the
+    rest, of log-probability log(-expm1(min(logsumexp(top-k log-probs), -1e-7))). tail=False: both are
+    renormalised over the k. The choice of the ids carries no gradient.
+
+    Raises ConfigError for alpha outside [0, 1] or k outside [1, vocab_size], ValueError for shapes that do
+    not fit.
+    """
+    _check(student_TV, teacher_TV, alpha, shard)
+    _, ids_TK = vocab_parallel_topk(student_TV, k, shard)
+    dtype = math_dtype(student_TV)
+    log_probs = _with_tail if tail else _renormalised
+    log_s_TN = log_probs(student_TV, ids_TK, shard).to(dtype)
+    log_t_TN = log_probs(teacher_TV.detach(), ids_TK, shard).to(dtype)
+    return _EventDivergence.apply(log_s_TN, log_t_TN, alpha)
+
+
+def _with_tail(logits_TV: Tensor, ids_TK: Tensor, shard: VocabShard) -> Tensor:
+    """Log-probabilities of the ids and of everything else: (T, K + 1)."""
+    log_p_TK = vocab_parallel_log_prob_at(logits_TV, ids_TK, shard)
+    log_mass_T1 = log_p_TK.logsumexp(dim=1, keepdim=True).clamp(max=TAIL_LOG_MASS_MAX)
+    return torch.cat([log_p_TK, log_mass_T1.expm1().neg().log()], dim=1)
+
+
+def _renormalised(logits_TV: Tensor, ids_TK: Tensor, shard: VocabShard) -> Tensor:
+    """Log-probabilities of the ids among themselves: (T, K). The full normaliser cancels: not computed."""
+    chosen_TK = vocab_parallel_gather(logits_TV, ids_TK, shard)
+    return chosen_TK.to(math_dtype(logits_TV)).log_softmax(dim=1)
+
+
+def sampled_token_divergence(student_log_prob_T: Tensor, teacher_log_prob_T: Tensor) -> Tensor:
+    """sg(log pi - log q) * log pi on the sampled tokens: (T,).
+
+    Its gradient is a one-sample estimate of that of the reverse KL (alpha = 1); its value is not a
+    divergence.
+    """
+    return (student_log_prob_T - teacher_log_prob_T).detach() * student_log_prob_T
+
+
+def _check(student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(
+            f"alpha {alpha}: 0 is KL(teacher||student), 1 is KL(student||teacher); give a number in [0, 1]"
+        )
+    shard.check_shapes(student_TV)
+    shard.check_shapes(teacher_TV)
+    if student_TV.shape != teacher_TV.shape:
+        raise ValueError(
+            f"student {tuple(student_TV.shape)} and teacher {tuple(teacher_TV.shape)} differ in shape"
+        )

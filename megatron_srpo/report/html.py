@@ -1,0 +1,194 @@
+"""report.html: one self-contained page about one run, readable without a network or a script.
+
+Everything that a model, a data set or a config wrote is escaped before it enters the page, and the page forbids
+scripts and remote content by itself.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import megatron_srpo
+from megatron_srpo.report.console import duration
+from megatron_srpo.report.plots import CHARTS, Chart
+from megatron_srpo.report.rollout_page import rollouts_section
+from megatron_srpo.report.run_data import SAMPLES_FILE, RunData, best, flatten, load_run, training_seconds
+from megatron_srpo.report.style import PAGE_CSS, css_variables
+from megatron_srpo.report.watch import Warned
+
+REPORT_FILE = "report.html"
+
+# Label and the ends of dotted config keys that may hold the value; the first that exists is shown.
+_SUMMARY_KEYS = (
+    ("algorithm", ("algorithm.name",)),
+    ("model", ("model.path",)),
+    ("TP", ("parallel.tensor",)),
+    ("PP", ("parallel.pipeline",)),
+    ("learning rate", ("optimizer.learning_rate",)),
+    ("prompts per step", ("prompts_per_step", "batch.prompts", "rollout.prompts")),
+    ("rollouts per prompt", ("rollouts_per_prompt", "batch.rollouts", "rollout.rollouts")),
+    ("response tokens", ("max_new_tokens", "max_response_tokens")),
+    ("temperature", ("rollout.temperature", "sampling.temperature", "temperature")),
+    ("seed", ("seed", "training.seed")),
+)
+_ENDS = 5  # steps averaged at both ends of a run for the tiles
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run folder and return its path.
+
+    Works while the run is still going on and with any metric missing: what is missing is said on the page.
+
+    Raises:
+        DataError: the folder does not exist or its metrics.jsonl is damaged in the middle.
+    """
+    run = load_run(run_dir)
+    path = run.path / REPORT_FILE
+    # Written beside and renamed, so that a reader never meets half a page.
+    temporary = path.with_name(REPORT_FILE + ".tmp")
+    temporary.write_text(report_page(run), encoding="utf-8", errors="replace")
+    temporary.replace(path)
+    return path
+
+
+def report_page(run: RunData) -> str:
+    """Return the whole page about one run."""
+    warned = run.warnings()
+    parts = [
+        f"<h1>{escape(run.name)}</h1>",
+        f'<p class="sub">{escape(config_summary(run))}</p>',
+        *(f'<div class="box warn">{escape(note)}</div>' for note in run.notes),
+        _tiles(run, warned),
+        _warnings_box(run, warned),
+        _evaluation_table(run),
+        _charts_section(run),
+        rollouts_section(run.path / SAMPLES_FILE),
+        _config_section(run),
+    ]
+    return page(run.name, "".join(parts))
+
+
+def page(title: str, body: str) -> str:
+    """Wrap ``body`` (already safe HTML) into a page that may load and run nothing."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{css_variables()}{PAGE_CSS}</style></head><body>{body}"
+        f"<footer>megatron_srpo {escape(megatron_srpo.__version__)}</footer></body></html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
+    """Return an HTML table of plain text cells; columns from ``numbers_from`` on are right-aligned."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = ['class="n"' if index >= numbers_from else "" for index in range(len(cells))]
+        return "".join(f"<{tag} {m}>{escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
+
+
+def config_summary(run: RunData) -> str:
+    """Return the few settings that a reader asks for first, on one line."""
+    flat = flatten(run.config)
+    found = [(label, _first_ending(flat, endings)) for label, endings in _SUMMARY_KEYS]
+    return " · ".join(f"{label} {value}" for label, value in found if value is not None)
+
+
+def _first_ending(flat: dict[str, Any], endings: Sequence[str]) -> Any:
+    for ending in endings:
+        for key, value in flat.items():
+            if key == ending or key.endswith("." + ending):
+                return value
+    return None
+
+
+def _tiles(run: RunData, warned: Sequence[Warned]) -> str:
+    seconds = [training_seconds(row) for row in run.rows if row.get("time/step") is not None]
+    tiles = [_evaluation_tile(run)]
+    tiles += [_ends_tile(run, "reward/accuracy", "Training accuracy", "{:.3f}")]
+    tiles += [_ends_tile(run, "route/distill_share", "Routed to distillation", "{:.0%}")]
+    tiles += [_ends_tile(run, "response/length_mean", "Response length", "{:.0f}")]
+    if seconds:
+        note = f"{sum(seconds) / len(seconds):.1f} s per step, without evaluation"
+        tiles.append(("Training time", duration(sum(seconds)), note))
+    if run.rows:
+        tiles.append(("Step", str(run.rows[-1]["step"]), "the last one finished"))
+        tiles.append(("Warnings", str(len(warned)), "collapse watch"))
+    cells = (
+        f'<div class="tile"><span>{escape(tile[0])}</span><b>{escape(tile[1])}</b><small>{escape(tile[2])}</small></div>'
+        for tile in tiles
+        if tile is not None
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _evaluation_tile(run: RunData) -> tuple[str, str, str] | None:
+    steps, values = run.series("eval/accuracy")
+    top = best(steps, values)
+    if top is None:
+        return None
+    return "Evaluation accuracy", f"{values[0]:.3f} → {values[-1]:.3f}", f"best {top[1]:.3f} at step {top[0]}"
+
+
+def _ends_tile(run: RunData, metric: str, label: str, form: str) -> tuple[str, str, str] | None:
+    _, values = run.series(metric)
+    if not values:
+        return None
+    ends = [sum(part) / len(part) for part in (values[:_ENDS], values[-_ENDS:])]
+    count = min(_ENDS, len(values))
+    return label, " → ".join(form.format(end) for end in ends), f"mean of the first and last {count} steps"
+
+
+def _warnings_box(run: RunData, warned: Sequence[Warned]) -> str:
+    if not run.rows:
+        return ""
+    if not warned:
+        return '<div class="box">The collapse watch has nothing to report.</div>'
+    items = "".join(f"<li><b>Step {warning.step}</b>: {escape(warning.text)}</li>" for warning in warned)
+    return f'<div class="box warn"><b>Warnings of the collapse watch</b><ul>{items}</ul></div>'
+
+
+def _evaluation_table(run: RunData) -> str:
+    steps, _ = run.series("eval/accuracy")
+    if not steps:
+        return '<h2>Evaluation</h2><p class="missing">Not evaluated yet (no eval/accuracy).</p>'
+    names = {
+        "mean of sets": "eval/",
+        **{name: f"eval/{name}/" for name in run.names_between("eval/", "/accuracy")},
+    }
+    head = ("set", f"step {steps[0]}", "best", "at step", f"step {steps[-1]}", "pass@k", "truncated")
+    rows = [_evaluation_row(run, label, prefix) for label, prefix in names.items()]
+    return f"<h2>Evaluation</h2>{table(head, rows)}"
+
+
+def _evaluation_row(run: RunData, label: str, prefix: str) -> list[str]:
+    steps, values = run.series(prefix + "accuracy")
+    top = best(steps, values) or (0, 0.0)
+    last = [run.series(prefix + name)[1] for name in ("pass_at_k", "truncated_share")]
+    tail = [f"{series[-1]:.3f}" if series else "–" for series in last]
+    return [label, f"{values[0]:.3f}", f"{top[1]:.3f}", str(top[0]), f"{values[-1]:.3f}", *tail]
+
+
+def _charts_section(run: RunData) -> str:
+    return f'<h2>Curves</h2><div class="charts">{"".join(_card(chart, run) for chart in CHARTS)}</div>'
+
+
+def _card(chart: Chart, run: RunData) -> str:
+    caption = f"<p>{escape(chart.caption)}</p>" if chart.caption else ""
+    if chart.missing(run):
+        body = f'<p class="missing">Not in this run: {escape(", ".join(chart.metrics))}.</p>'
+    else:
+        body = chart.svg(run)
+    return f'<div class="card"><h3>{escape(chart.title)}</h3>{caption}{body}</div>'
+
+
+def _config_section(run: RunData) -> str:
+    if not run.config:
+        return ""
+    rows = [(key, str(value)) for key, value in flatten(run.config).items()]
+    inner = table(("key", "value"), rows, numbers_from=2)
+    return f"<h2>Configuration</h2><details><summary>All {len(rows)} settings</summary>{inner}</details>"

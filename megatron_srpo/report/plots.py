@@ -1,0 +1,319 @@
+"""The charts of one run, each as SVG text for the report page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_srpo.report.console import PHASES
+from megatron_srpo.report.run_data import RunData, best
+from megatron_srpo.report.style import ROUTE_COLOURS, cycle, inline_svg, light, rc_params, svg_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE = (5.0, 2.55)
+_SMOOTH_FROM = 80  # points from which a running mean is drawn over the faint raw curve
+_MARKERS_UP_TO = 25  # points up to which each is marked: a line through one point is invisible
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: what it shows, which metrics it can use, and how it is drawn.
+
+    The chart is drawn when at least one of ``metrics`` has values.
+    """
+
+    key: str
+    title: str
+    caption: str
+    metrics: tuple[str, ...]
+    draw: Callable[["Axes", RunData], None]
+
+    def missing(self, run: RunData) -> bool:
+        """Say whether the run has none of the metrics that this chart shows."""
+        return not set(self.metrics) & set(run.metrics())
+
+    def svg(self, run: RunData) -> str:
+        """Draw the chart of a run; the same rows give the same bytes."""
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context(rc_params(self.key)):
+            figure = Figure(figsize=SIZE, layout="constrained")
+            axes = figure.add_subplot()
+            self.draw(axes, run)
+            finish_axes(axes)
+            return inline_svg(svg_text(figure), self.key)
+
+
+def finish_axes(axes: "Axes") -> None:
+    """Label the step axis with whole numbers and put the legend where it hides least."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlabel("step")
+    axes.margins(x=0.02)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(labels), 4))
+
+
+def draw_line(
+    axes: "Axes",
+    run: RunData,
+    metric: str,
+    label: str,
+    colour: str,
+    *,
+    dashed: bool = False,
+    width: float = 1.6,
+) -> None:
+    """Draw one metric; long noisy series get a running mean over a faint raw curve."""
+    steps, values = run.series(metric)
+    if not values:
+        return
+    style = "--" if dashed else "-"
+    if len(values) >= _SMOOTH_FROM:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        values = running_mean(values, len(values) // 30)
+    marker = "o" if len(values) <= _MARKERS_UP_TO else ""
+    axes.plot(steps, values, style, color=colour, label=label, marker=marker, markersize=3, linewidth=width)
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Return the centred mean over up to ``2 * width + 1`` values; the ends average what there is."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    count = len(values)
+    bounds = [(max(0, i - width), min(count, i + width + 1)) for i in range(count)]
+    return [float((sums[high] - sums[low]) / (high - low)) for low, high in bounds]
+
+
+def draw_band(axes: "Axes", run: RunData, name: str, colour: str) -> None:
+    """Draw ``<name>_mean`` with a band from ``_p10`` to ``_p90`` where the run has them."""
+    steps, low = run.series(f"{name}_p10")
+    high_steps, high = run.series(f"{name}_p90")
+    if low and steps == high_steps:
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0, label="10-90 %")
+    draw_line(axes, run, f"{name}_mean", "mean", colour)
+
+
+def draw_stack(axes: "Axes", run: RunData, parts: Sequence[tuple[str, str, str]]) -> None:
+    """Stack (metric, label, colour) step by step; a step without a part counts it as 0."""
+    present = [part for part in parts if part[0] in run.metrics()]
+    rows = [row for row in run.rows if any(row.get(metric) is not None for metric, _, _ in present)]
+    edges = step_edges([int(row["step"] or 0) for row in rows])
+    base = np.zeros(len(rows))
+    for metric, label, colour in present:
+        top = base + np.array([float(row.get(metric) or 0.0) for row in rows])
+        axes.stairs(top, edges, baseline=base, fill=True, color=colour, alpha=0.85, linewidth=0, label=label)
+        base = top
+
+
+def step_edges(steps: Sequence[int]) -> list[float]:
+    """Return the borders halfway between steps, so that a single step has a width too."""
+    middles = [(left + right) / 2 for left, right in pairwise(steps)]
+    return [steps[0] - 0.5, *middles, steps[-1] + 0.5]
+
+
+def _reward(axes: "Axes", run: RunData) -> None:
+    sources = run.names_between("reward/", "/accuracy")
+    for index, source in enumerate(sources if len(sources) > 1 else []):
+        draw_line(axes, run, f"reward/{source}/accuracy", source, cycle(index + 1), width=1.0)
+    draw_line(axes, run, "reward/accuracy", "accuracy", light("blue"), width=2.2)
+    draw_line(axes, run, "reward/mean", "mean reward", light("ink"), dashed=True, width=1.0)
+
+
+def _evaluation(axes: "Axes", run: RunData) -> None:
+    for index, name in enumerate(run.names_between("eval/", "/accuracy")):
+        draw_line(axes, run, f"eval/{name}/accuracy", name, cycle(index + 1), width=1.1)
+    draw_line(axes, run, "eval/accuracy", "mean of sets", light("blue"), width=2.2)
+    steps, values = run.series("eval/accuracy")
+    top = best(steps, values)
+    for step, value in {(steps[0], values[0]), top, (steps[-1], values[-1])} if top else ():
+        axes.annotate(
+            f"{value:.2f}", (step, value), (0, 5), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.margins(y=0.12)
+
+
+def _prompts(axes: "Axes", run: RunData) -> None:
+    names = (
+        ("all_right", "all right", "teal"),
+        ("mixed", "mixed", "blue"),
+        ("all_wrong", "all wrong", "red"),
+    )
+    draw_stack(axes, run, [(f"reward/prompts_{key}", label, light(colour)) for key, label, colour in names])
+
+
+def _routes(axes: "Axes", run: RunData) -> None:
+    draw_stack(
+        axes, run, [(f"route/{name}_share", name, light(ROUTE_COLOURS[name])) for name in ROUTE_COLOURS]
+    )
+    information = "route/teacher_information_share"
+    draw_line(axes, run, information, "teacher information", light("ink"), dashed=True)
+
+
+def _teacher_entropy(axes: "Axes", run: RunData) -> None:
+    draw_band(axes, run, "teacher/entropy", light("purple"))
+    draw_line(axes, run, "teacher/entropy_p50", "median", light("purple"), dashed=True, width=1.0)
+    axes.set_ylim(bottom=0)
+
+
+def _weights(axes: "Axes", run: RunData) -> None:
+    draw_line(axes, run, "teacher/weight_max", "largest", light("red"))
+    draw_line(axes, run, "teacher/weight_mean", "mean", light("blue"))
+    axes.set_ylim(bottom=0)
+
+
+def _length(axes: "Axes", run: RunData) -> None:
+    draw_band(axes, run, "response/length", light("teal"))
+    draw_line(axes, run, "response/length_max", "longest", light("grey"), dashed=True, width=1.0)
+    axes.set_ylim(bottom=0)
+
+
+def _difference(axes: "Axes", run: RunData) -> None:
+    draw_line(axes, run, "engine/logprob_diff_max", "largest", light("red"))
+    draw_line(axes, run, "engine/logprob_diff_mean", "mean", light("blue"))
+    values = run.series("engine/logprob_diff_max")[1] + run.series("engine/logprob_diff_mean")[1]
+    if any(value > 0 for value in values):  # an exact 0 has no logarithm; then the axis stays linear
+        axes.set_yscale("log")
+
+
+def _gradient(axes: "Axes", run: RunData) -> None:
+    draw_line(axes, run, "optim/grad_norm", "gradient norm", light("olive"))
+    _, values = run.series("optim/grad_norm")
+    if values and min(values) > 0 and max(values) > 50 * min(values):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _phases(axes: "Axes", run: RunData) -> None:
+    draw_stack(axes, run, [(f"time/{phase}", phase, cycle(i)) for i, phase in enumerate(PHASES)])
+    draw_line(axes, run, "time/step", "step", light("ink"), width=1.0)
+    axes.set_ylabel("seconds")
+
+
+def _lines(*parts: tuple[str, str, str], bottom: bool = False) -> Callable[["Axes", RunData], None]:
+    def draw(axes: "Axes", run: RunData) -> None:
+        for metric, label, colour in parts:
+            draw_line(axes, run, metric, label, light(colour))
+        if bottom:
+            axes.set_ylim(bottom=0)
+
+    return draw
+
+
+def _lines_chart(
+    key: str, title: str, caption: str, *parts: tuple[str, str, str], bottom: bool = False
+) -> Chart:
+    return Chart(key, title, caption, tuple(part[0] for part in parts), _lines(*parts, bottom=bottom))
+
+
+CHARTS: tuple[Chart, ...] = (
+    Chart(
+        "reward",
+        "Training reward",
+        "Share of rollouts that are right, over all and per source of prompts.",
+        ("reward/accuracy", "reward/mean"),
+        _reward,
+    ),
+    Chart(
+        "evaluation",
+        "Evaluation on held-out problems",
+        "Before (step 0), during and after training; first, best and last are written out.",
+        ("eval/accuracy",),
+        _evaluation,
+    ),
+    Chart(
+        "prompts",
+        "Prompt groups",
+        "Only mixed groups give an advantage or a demonstration.",
+        ("reward/prompts_all_right", "reward/prompts_mixed", "reward/prompts_all_wrong"),
+        _prompts,
+    ),
+    Chart(
+        "routes",
+        "Routing",
+        "Share of rollouts per branch; dashed: share for which the teacher has information.",
+        tuple(f"route/{name}_share" for name in ROUTE_COLOURS),
+        _routes,
+    ),
+    Chart(
+        "entropy",
+        "Teacher entropy (nats)",
+        "Over distilled tokens. Near zero with short responses is collapse; a rise while divergence falls is drift.",
+        ("teacher/entropy_mean", "teacher/entropy_p50"),
+        _teacher_entropy,
+    ),
+    Chart(
+        "weights",
+        "Distillation weights",
+        "exp(-beta H) over distilled tokens, normalised to mean 1 over the step.",
+        ("teacher/weight_mean", "teacher/weight_max"),
+        _weights,
+    ),
+    _lines_chart(
+        "divergence",
+        "Divergence from student to teacher",
+        "Unweighted mean over distilled tokens.",
+        ("loss/divergence", "divergence", "purple"),
+        bottom=True,
+    ),
+    _lines_chart(
+        "gain",
+        "Teacher's gain on sampled tokens (nats)",
+        "Mean of log q - log pi where distilled: below 0, the teacher doubts what the student wrote.",
+        ("teacher/token_gain", "log q - log pi", "orange"),
+    ),
+    Chart("length", "Response length (tokens)", "", ("response/length_mean", "response/length_max"), _length),
+    _lines_chart(
+        "truncated",
+        "Truncated responses",
+        "Share of responses cut by the token limit.",
+        ("response/truncated_share", "share", "red"),
+        bottom=True,
+    ),
+    Chart("gradient", "Gradient norm", "Before clipping.", ("optim/grad_norm",), _gradient),
+    Chart(
+        "difference",
+        "Trainer against rollout engine",
+        "|log-prob difference| of the sampled tokens, in nats, logarithmic.",
+        ("engine/logprob_diff_mean", "engine/logprob_diff_max"),
+        _difference,
+    ),
+    _lines_chart(
+        "losses",
+        "Loss parts",
+        "",
+        ("loss/total", "total", "ink"),
+        ("loss/policy", "policy", "blue"),
+        ("loss/distill", "distill", "orange"),
+    ),
+    _lines_chart(
+        "clipping",
+        "Clipped tokens",
+        "Share of policy tokens beyond the clip range, and of importance weights at their cap.",
+        ("policy/clip_share_low", "low", "blue"),
+        ("policy/clip_share_high", "high", "orange"),
+        ("policy/dual_clip_share", "dual clip", "purple"),
+        ("engine/importance_capped_share", "importance cap", "grey"),
+    ),
+    _lines_chart(
+        "policy_entropy",
+        "Policy entropy (nats)",
+        "Over response tokens.",
+        ("policy/entropy", "entropy", "teal"),
+        bottom=True,
+    ),
+    Chart(
+        "phases",
+        "Seconds per phase",
+        "Stacked; line: the step without evaluation and checkpoint.",
+        ("time/step", *(f"time/{phase}" for phase in PHASES)),
+        _phases,
+    ),
+)

@@ -1,0 +1,147 @@
+"""The look of the reports: one palette for charts and page, in a light and a dark form.
+
+Charts are drawn in the light colours. When an SVG is put inside a page, every palette colour in it becomes a
+CSS variable, so that the same chart follows the reader's light or dark mode.
+"""
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Name: (light, dark). Distinct by lightness as well as hue, for readers who see few hues.
+PALETTE = {
+    "blue": ("#2a6fbb", "#6cabf0"),
+    "orange": ("#d9702b", "#f2a065"),
+    "teal": ("#1c9a84", "#54cdb8"),
+    "purple": ("#8457c9", "#b79af3"),
+    "red": ("#c93c50", "#f07d8c"),
+    "olive": ("#97891d", "#d3c65c"),
+    "pink": ("#c4569f", "#ee97cf"),
+    "grey": ("#8a939e", "#87919c"),
+    "ink": ("#30363d", "#d0d7de"),
+    "rule": ("#dfe3e8", "#343b44"),
+    "paper": ("#fefefe", "#171b21"),
+}
+SERIES = ("blue", "orange", "teal", "purple", "red", "olive", "pink", "grey")
+ROUTE_COLOURS = {"policy": "blue", "distill": "orange", "dropped": "grey"}
+
+
+def light(name: str) -> str:
+    """Return the hex code in which charts are drawn."""
+    return PALETTE[name][0]
+
+
+def cycle(index: int) -> str:
+    """Return the hex code of the index-th series; the colours repeat after eight."""
+    return light(SERIES[index % len(SERIES)])
+
+
+def rc_params(salt: str) -> Any:
+    """Return matplotlib settings (a dict); ``salt`` makes the ids in an SVG the same at every drawing."""
+    ink, rule = light("ink"), light("rule")
+    return {
+        "svg.hashsalt": salt,
+        "svg.fonttype": "none",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.parse_math": False,  # names of prompt sources may hold a dollar sign
+        "axes.edgecolor": rule,
+        "axes.labelcolor": ink,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlecolor": ink,
+        "grid.color": rule,
+        "grid.linewidth": 0.8,
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "legend.handlelength": 1.4,
+        "lines.linewidth": 1.6,
+        "lines.solid_capstyle": "round",
+    }
+
+
+def svg_text(figure: "Figure") -> str:
+    """Return the figure as SVG without a date, so that equal data give equal bytes."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def inline_svg(svg: str, prefix: str) -> str:
+    """Prepare an SVG for a page: no XML header, ids made unique with ``prefix``, colours as CSS variables."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', body)
+    body = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", body)
+    for name, (code, _) in PALETTE.items():
+        body = body.replace(code, f"var(--{name})")
+    return body
+
+
+def css_variables() -> str:
+    """Return the palette as CSS custom properties for light and dark mode."""
+    forms = ["".join(f"--{name}:{codes[i]};" for name, codes in PALETTE.items()) for i in (0, 1)]
+    return (
+        f":root{{color-scheme:light dark;{forms[0]}}}@media(prefers-color-scheme:dark){{:root{{{forms[1]}}}}}"
+    )
+
+
+PAGE_CSS = """
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1240px;padding:28px 24px 60px;background:var(--paper);color:var(--ink);
+ font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+h1{font-size:26px;margin:0 0 2px;overflow-wrap:anywhere}
+h2{font-size:19px;margin:38px 0 12px;padding-bottom:5px;border-bottom:1px solid var(--rule)}
+h3{font-size:14px;margin:0 0 2px}
+.sub{opacity:.75;margin:0 0 18px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(180px,1fr));gap:12px}
+.tile{border:1px solid var(--rule);border-radius:8px;padding:10px 14px}
+.tile b{display:block;font-size:21px;line-height:1.3;font-variant-numeric:tabular-nums}
+.tile span,.tile small{font-size:12.5px;opacity:.75}
+.box{border-left:4px solid var(--teal);padding:8px 14px;margin:14px 0;border-radius:4px;
+ background:color-mix(in srgb,var(--teal) 9%,transparent)}
+.box.warn{border-color:var(--orange);background:color-mix(in srgb,var(--orange) 11%,transparent)}
+.box ul{margin:4px 0;padding-left:20px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(370px,1fr));gap:16px}
+.card{border:1px solid var(--rule);border-radius:8px;padding:12px 14px 8px;min-width:0}
+.card p{font-size:12.5px;opacity:.75;margin:0 0 6px;line-height:1.4}
+.card svg,.figure svg{display:block;width:100%;height:auto}
+svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif!important}
+.missing{font-style:italic}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--rule);vertical-align:top}
+td.n,th.n{text-align:right}
+tr.mean td{font-weight:600}
+code{font-size:12.5px;overflow-wrap:anywhere}
+details{margin:8px 0}
+summary{cursor:pointer;padding:4px 0}
+.rollout{border:1px solid var(--rule);border-radius:8px;padding:10px 14px;margin:10px 0}
+.rollout .head{display:flex;flex-wrap:wrap;gap:6px 14px;align-items:baseline;font-size:13px}
+.route{color:var(--paper);padding:1px 9px;border-radius:10px;font-weight:600}
+.route.policy{background:var(--blue)}.route.distill{background:var(--orange)}.route.dropped{background:var(--grey)}
+pre{font:12.5px/1.65 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;white-space:pre-wrap;
+ overflow-wrap:anywhere;margin:8px 0 0;max-height:340px;overflow-y:auto}
+pre.prompt{opacity:.75;border-left:3px solid var(--rule);padding-left:10px;max-height:140px}
+pre .t{border-radius:3px;padding:1px 0;box-decoration-break:clone}
+.scale span{display:inline-block;padding:1px 9px;font-size:12px}
+.note{font-size:13px;opacity:.8;margin:6px 0 0}
+footer{margin-top:44px;font-size:12.5px;opacity:.6}
+"""

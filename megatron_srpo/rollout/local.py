@@ -1,0 +1,257 @@
+"""The ``local`` engine: a transformers model in the trainer's own process.
+
+It needs no server and starts at once, which makes it the default on machines without a GPU and in tests.
+It is not SGLang: it decodes fixed batches, without continuous batching or paging.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from megatron_srpo.errors import EngineError
+from megatron_srpo.rollout.decode import DecodeBatch, Limits
+from megatron_srpo.rollout.engine import Parallelism, ProgressCallback
+from megatron_srpo.rollout.kv_cache import ATTENTION
+from megatron_srpo.rollout.types import Completion, FinishReason, Request, SamplingParams
+
+
+class LocalEngine:
+    """A :class:`~megatron_srpo.rollout.engine.RolloutEngine` that samples in this process.
+
+    A request's tokens depend on its seed, its prompt and the weights, not on the requests beside it, up to
+    the rounding of matrix products of other sizes (about 1e-6 of a probability in fp32).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        batch_size: int = 256,
+        *,
+        vocab_limit: int | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> None:
+        """Load a Hugging Face folder (config and safetensors).
+
+        Args:
+            folder: model folder on this machine.
+            dtype: type of weights and key-value cache.
+            device: where the model lives.
+            batch_size: most responses decoded together; bounds the key-value cache.
+            vocab_limit: number of token ids in use (the tokenizer's length). Ids above it are the embedding's
+                padding and are never sampled; log-probs stay normalised over the whole ``config.vocab_size``.
+                Default: all.
+            stop_tokens: ids that end a response; default: ``eos_token_id`` of generation config or config.
+
+        Raises:
+            EngineError: unreadable folder, tensors that do not fit the config, no end-of-sequence token, or a
+                batch size or vocabulary limit out of range.
+        """
+        if batch_size < 1:
+            raise EngineError(f"batch_size = {batch_size}; give at least 1")
+        self._model: PreTrainedModel | None = load_model(Path(folder), dtype).to(device)
+        self._limits = _limits(self._model, vocab_limit, stop_tokens)
+        self._batch_size = batch_size
+        self._version = 0
+        self._mixed = False
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """Every rank holds an engine and takes a share."""
+        return "every_rank"
+
+    @property
+    def weight_version(self) -> int:
+        """Version of the last successful update; 0 after loading."""
+        return self._version
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model. Raises EngineError after :meth:`close`."""
+        if self._model is None:
+            raise EngineError("the local engine is closed; make a new one")
+        return self._model
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingParams,
+        on_progress: ProgressCallback | None = None,
+    ) -> list[Completion]:
+        """Answer every request, in the order given; see :meth:`RolloutEngine.generate`."""
+        model = self.model
+        if self._mixed:
+            raise EngineError(
+                "the last weight update failed and left a mixture of weights "
+                f"(last good version {self._version}); update the weights again before generating"
+            )
+        for request in requests:
+            self._check(request, sampling, model)
+        progress = _Progress(len(requests), on_progress)
+        answers: list[Completion | None] = [None] * len(requests)
+        for places in decode_order(requests, self._batch_size):
+            batch = [requests[place] for place in places]
+            for place, completion in zip(places, self._decode(batch, sampling, progress), strict=True):
+                answers[place] = completion
+        return [answer for answer in answers if answer is not None]
+
+    def update_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Copy all weights into place; see :meth:`RolloutEngine.update_weights`.
+
+        A tied output head may be given, left out, or given alone; when both are given they must be equal.
+        """
+        if version < self._version:
+            raise EngineError(f"weight version {version} is older than the engine's {self._version}")
+        model = self.model
+        self._mixed = True  # until the last tensor is in: an exception on the way leaves it so
+        copy_weights(model, tensors)
+        self._mixed, self._version = False, version
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = None
+
+    def _decode(
+        self, batch: list[Request], sampling: SamplingParams, progress: "_Progress"
+    ) -> list[Completion]:
+        sampled = DecodeBatch(self.model, batch, sampling, self._limits).run(progress.add)
+        reasons: list[FinishReason] = ["stop" if stopped else "length" for stopped in sampled.stopped]
+        return [
+            Completion(request.id, tuple(tokens), tuple(log_probs), reason, self._version)
+            for request, tokens, log_probs, reason in zip(
+                batch, sampled.tokens, sampled.log_probs, reasons, strict=True
+            )
+        ]
+
+    def _check(self, request: Request, sampling: SamplingParams, model: PreTrainedModel) -> None:
+        prompt, limit = request.prompt_tokens, model.config.max_position_embeddings
+        if not prompt:
+            raise EngineError(f"request {request.id!r} has an empty prompt; give at least one token")
+        if len(prompt) + sampling.max_new_tokens > limit:
+            raise EngineError(
+                f"request {request.id!r}: {len(prompt)} prompt + {sampling.max_new_tokens} new tokens "
+                f"exceed the model's {limit} positions (max_position_embeddings); shorten the prompt or lower "
+                "max_new_tokens"
+            )
+        if min(prompt) < 0 or max(prompt) >= model.config.vocab_size:
+            raise EngineError(
+                f"request {request.id!r} holds token ids {min(prompt)} to {max(prompt)}; the model knows "
+                f"0 to {model.config.vocab_size - 1} (does the tokenizer belong to the model?)"
+            )
+
+
+class _Progress:
+    """Counts finished requests over all batches of a call."""
+
+    def __init__(self, total: int, callback: ProgressCallback | None) -> None:
+        self.done, self.total, self.callback = 0, total, callback
+
+    def add(self, count: int) -> None:
+        if self.callback is None:
+            return
+        for _ in range(count):
+            self.done += 1
+            self.callback(self.done, self.total)
+
+
+def decode_order(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+    """Cut the requests' places into batches of nearly equal size.
+
+    Sorted by prompt, shortest first: prompts of one batch have similar lengths (little padding) and the
+    samples of one prompt lie side by side (one prefill).
+    """
+    if not requests:
+        return []
+    order = sorted(
+        range(len(requests)),
+        key=lambda place: (len(requests[place].prompt_tokens), requests[place].prompt_tokens),
+    )
+    size = math.ceil(len(order) / math.ceil(len(order) / batch_size))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a causal language model for generation.
+
+    Raises:
+        EngineError: unreadable folder, or tensors missing from it, unknown to the config or of another shape
+            (transformers itself would fill them with random numbers and go on).
+    """
+    if not (folder / "config.json").is_file():
+        raise EngineError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(f"cannot load the model in {folder}: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise EngineError(
+                f"{folder} does not fit its config.json: {kind} {sorted(map(str, report[kind]))}"
+            )
+    return model.eval().requires_grad_(False)
+
+
+def _limits(model: PreTrainedModel, vocab_limit: int | None, stop_tokens: Sequence[int] | None) -> Limits:
+    size = model.config.vocab_size
+    limit = size if vocab_limit is None else vocab_limit
+    if not 1 <= limit <= size:
+        raise EngineError(f"vocab_limit = {limit}; give 1 to {size}, the model's vocabulary size")
+    stops = tuple(default_stop_tokens(model) if stop_tokens is None else stop_tokens)
+    if any(not 0 <= stop < limit for stop in stops):
+        raise EngineError(f"stop tokens {stops} are not all among the {limit} token ids that can be sampled")
+    return Limits(stops, limit)
+
+
+def default_stop_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the end-of-sequence ids of the generation config, or else of the model config.
+
+    Raises:
+        EngineError: neither names one, so that no response could end.
+    """
+    generation: GenerationConfig = model.generation_config
+    for ids in (generation.eos_token_id, model.config.eos_token_id):
+        if ids is not None:
+            return [ids] if isinstance(ids, int) else list(ids)
+    raise EngineError("the model has no eos_token_id; add it to generation_config.json, or give stop_tokens")
+
+
+@torch.no_grad()
+def copy_weights(model: PreTrainedModel, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Copy full tensors into the model's parameters by their Hugging Face names.
+
+    Raises:
+        EngineError: a tensor that is unknown, of another shape, given twice (also as its tied twin) with
+            different values, or missing.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    written: dict[int, str] = {}
+    for name, tensor in tensors:
+        target = parameters.get(name)
+        if target is None:
+            raise EngineError(f"weight update: the model has no tensor {name!r}")
+        if target.shape != tensor.shape:
+            raise EngineError(
+                f"weight update: {name} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"
+            )
+        tensor = tensor.to(target.device, target.dtype)
+        twin = written.get(id(target))
+        if twin is not None and not torch.equal(target, tensor):
+            raise EngineError(
+                f"weight update: {name} differs from {twin} given before for the same parameter"
+            )
+        target.copy_(tensor)
+        written[id(target)] = name
+    missing = sorted(name for name, target in model.named_parameters() if id(target) not in written)
+    if missing:
+        raise EngineError(f"weight update: {len(missing)} tensors are missing: {', '.join(missing[:5])}")

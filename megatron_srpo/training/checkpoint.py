@@ -1,0 +1,167 @@
+"""Checkpoints of a whole run through Megatron-Core's distributed checkpointing.
+
+A checkpoint is a folder ``step_00000020`` with the sharded policy, optimizer, teacher average and random
+states, and the common part: scheduler and progress. It is written under a temporary name and renamed when
+every rank has finished, so that a folder with the final name is always whole.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+
+from megatron_srpo.errors import CheckpointError
+from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.training.trainer import Trainer
+
+_NAME = re.compile(r"step_(\d{8})")
+_FINISHED = "metadata.json"  # Megatron-Core writes it last
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return where the checkpoint of ``step`` lies."""
+    return root / f"step_{step:08d}"
+
+
+def finished_checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """List whole checkpoints as (step, folder), oldest first."""
+    if not root.is_dir():
+        return []
+    found = [(_NAME.fullmatch(path.name), path) for path in root.iterdir()]
+    whole = [(int(match[1]), path) for match, path in found if match and (path / _FINISHED).is_file()]
+    return sorted(whole)
+
+
+def save_checkpoint(
+    root: Path, step: int, trainer: Trainer, progress: dict[str, Any], keep: int
+) -> Path:
+    """Save the run after ``step`` steps, then delete all but the newest ``keep``. A collective over all ranks.
+
+    Args:
+        progress: plain data that the loop needs to go on (position, clocks); the same on every rank.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    final, temporary = checkpoint_folder(root, step), root / f"writing_{step:08d}"
+    _on_first_rank(lambda: _fresh(temporary))
+    state = _state(trainer, loading=False)
+    state["progress"] = {"step": step, **progress}
+    dist_checkpointing.save(state, str(temporary), sharded_strategy=("torch_dist", 1))
+    _on_first_rank(lambda: _publish(temporary, final, root, keep))
+    return final
+
+
+def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
+    """Restore policy, optimizer, scheduler, teacher and random states; return the progress.
+
+    Raises:
+        CheckpointError: the folder is no whole checkpoint of this model.
+    """
+    if not (folder / _FINISHED).is_file():
+        raise CheckpointError(f"{folder} is not a finished checkpoint; choose another or start without --resume")
+    try:
+        state = dist_checkpointing.load(_state(trainer, loading=True), str(folder))
+    except (KeyError, ValueError, RuntimeError, dist_checkpointing.core.CheckpointingException) as error:
+        raise CheckpointError(
+            f"{folder} does not fit this run: {error}. Resume with the model, teacher and layout it was "
+            "saved with, or start a new run"
+        ) from error
+    unwrap(trainer.policy).load_state_dict(state["policy"])
+    trainer.optimizer.optimizer.load_state_dict(state["optimizer"])
+    trainer.optimizer.scheduler.load_state_dict(state["scheduler"])
+    _restore_average(trainer, state.get("teacher"))
+    _restore_random_states(state["random"])
+    return state["progress"]
+
+
+def _state(trainer: Trainer, loading: bool) -> dict[str, Any]:
+    """Describe the run's tensors on this rank; loading fills them in place."""
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    policy = unwrap(trainer.policy).sharded_state_dict(metadata=metadata)
+    state: dict[str, Any] = {
+        "policy": policy,
+        "optimizer": trainer.optimizer.optimizer.sharded_state_dict(
+            policy, is_loading=loading, metadata=metadata
+        ),
+        "scheduler": trainer.optimizer.scheduler.state_dict(),
+        "random": _random_states(trainer.groups),
+    }
+    teacher = trainer.teacher
+    if teacher.average and teacher.copy is not None:
+        state["teacher"] = _average_state(teacher.copy, teacher.average, metadata)
+    return state
+
+
+def _average_state(
+    copy: torch.nn.Module, average: list[torch.Tensor], metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """Describe the fp32 average by the sharding of the model that it belongs to."""
+    sharded = copy.sharded_state_dict(metadata=metadata)
+    names = [name for name, _ in copy.named_parameters()]
+    return {
+        name: make_sharded_optimizer_tensor(sharded[name], value, prefix="teacher.average")
+        for name, value in zip(names, average, strict=True)
+    }
+
+
+def _restore_average(trainer: Trainer, loaded: dict[str, torch.Tensor] | None) -> None:
+    copy = trainer.teacher.copy
+    if loaded is None or copy is None:
+        return
+    with torch.no_grad():
+        named = copy.named_parameters()
+        for (name, parameter), average in zip(named, trainer.teacher.average, strict=True):
+            average.copy_(loaded[name])
+            parameter.copy_(average)
+
+
+def _random_states(groups: ProcessGroups) -> ShardedObject:
+    """Describe this rank's random states; every rank saves its own."""
+    states = {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    shape = (groups.pp_size, groups.tp_size, groups.dp_size)
+    return ShardedObject(
+        "random", states, shape, (groups.pp_rank, groups.tp_rank, groups.dp_rank), replica_id=0
+    )
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state(states["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
+
+
+def _on_first_rank(action: Any) -> None:
+    """Let global rank 0 touch the file system, and tell every rank when that failed."""
+    failure: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            failure[0] = f"cannot write the checkpoint: {error}; free space or choose another output_dir"
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise CheckpointError(failure[0])
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _publish(temporary: Path, final: Path, root: Path, keep: int) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for _, old in finished_checkpoints(root)[:-keep]:
+        shutil.rmtree(old)

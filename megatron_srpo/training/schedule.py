@@ -1,0 +1,72 @@
+"""Micro-batches through Megatron-Core's pipeline schedule, with hidden states handed to our functions.
+
+Shape suffixes: R response tokens of a micro-batch, H hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_srpo.training.microbatches import MicroBatch
+
+Collect = Callable[[Tensor, MicroBatch], Tensor]
+"""Maps (hidden_RH, micro-batch) to what a forward-only pass keeps of it."""
+
+Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Tensor]]
+"""Maps (hidden_RH, micro-batch) to (loss, vector of sums to report)."""
+
+
+@torch.no_grad()
+def forward(model: torch.nn.Module, batches: Sequence[MicroBatch], collect: Collect) -> list[Tensor]:
+    """Run a forward pass; return ``collect``'s results in order on the last stage, nothing elsewhere."""
+
+    def finish(output: Tensor, batch: MicroBatch, **_: Any) -> Tensor:
+        return collect(_response_rows(output, batch), batch)
+
+    return _run(model, batches, finish, forward_only=True)
+
+
+def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:
+    """Accumulate the gradient of the sum of ``loss`` over micro-batches and reduce it over replicas.
+
+    ``loss`` must already be divided by the whole optimizer step's denominator. Returns the vectors of sums
+    on the last stage, nothing elsewhere.
+    """
+
+    def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        value, sums = loss(_response_rows(output, batch), batch)
+        # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
+        return value, torch.ones((), dtype=torch.int, device=value.device), sums
+
+    return _run(model, batches, finish, forward_only=False)
+
+
+def _response_rows(output: Tensor, batch: MicroBatch) -> Tensor:
+    return output.squeeze(0).index_select(0, batch.predictor_R)
+
+
+def _run(
+    model: torch.nn.Module, batches: Sequence[MicroBatch], finish: Callable[..., Any], forward_only: bool
+) -> list[Tensor]:
+    def step(iterator: Iterator[MicroBatch], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+        batch = next(iterator)
+        packed = batch.packed
+        output = stage(
+            packed.tokens_1T, packed.position_ids_1T, None, packed_seq_params=packed.packed_seq_params
+        )
+        return output, lambda result, **options: finish(result, batch, **options)
+
+    return get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iter(batches),
+        model=model,
+        num_microbatches=len(batches),
+        # Only an initial value: lengths travel with the activations (variable_seq_lengths).
+        seq_length=max(batch.packed.tokens_1T.size(1) for batch in batches),
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+    )

@@ -1,0 +1,68 @@
+"""Forward-only passes over given responses: log-probs, entropy, hidden states.
+
+Shape suffixes: R response tokens of one sequence or micro-batch, H hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.training import schedule
+from megatron_srpo.training.exchange import from_last_stage
+from megatron_srpo.training.heads import Head
+from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches, scatter
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Per response token of one sequence, on the CPU of every rank of the replica."""
+
+    log_prob_R: Tensor
+    entropy_R: Tensor
+
+
+def score(
+    model: torch.nn.Module,
+    head: Head | None,
+    sequences: Sequence[TokenSequence],
+    capacity: int,
+    groups: ProcessGroups,
+) -> list[TokenScores]:
+    """Return log-probs and entropies of the response tokens under ``model``.
+
+    Args:
+        head: the model's head on the last stage, ``None`` before it.
+        capacity: most tokens per micro-batch.
+    """
+    if not sequences:
+        return []
+    batches = micro_batches(sequences, capacity)
+    values = schedule.forward(model, batches, lambda hidden_RH, batch: head_scores(head, hidden_RH, batch))
+    return spread_scores(batches, values, len(sequences), groups)
+
+
+def hidden_states(model: torch.nn.Module, batches: Sequence[MicroBatch], share: float = 1.0) -> list[Tensor]:
+    """Return ``share`` times the hidden states [R, H] per micro-batch on the last stage."""
+    return schedule.forward(model, batches, lambda hidden_RH, _: hidden_RH.detach() * share)
+
+
+def head_scores(head: Head | None, hidden_RH: Tensor, batch: MicroBatch) -> Tensor:
+    """Return [R, 2]: log-prob and entropy of each target."""
+    assert head is not None, "only the last stage computes scores"
+    scores = head.scores(head.logits(hidden_RH), batch.target_R)
+    assert scores.entropy_T is not None
+    return torch.stack([scores.log_prob_T, scores.entropy_T], dim=1)
+
+
+def spread_scores(
+    batches: Sequence[MicroBatch], values: Sequence[Tensor], count: int, groups: ProcessGroups
+) -> list[TokenScores]:
+    """Give all stages the last stage's [R, 2] scores, in the order of the sequences."""
+    total = sum(sum(batch.lengths) for batch in batches)
+    everything = torch.cat(list(values)).float() if values else None
+    shared = from_last_stage(everything, (total, 2), groups).cpu()
+    per_batch = shared.split([sum(batch.lengths) for batch in batches])
+    return [TokenScores(part[:, 0], part[:, 1]) for part in scatter(batches, per_batch, count)]

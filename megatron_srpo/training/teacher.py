@@ -1,0 +1,103 @@
+"""The self-teacher: weights that follow the policy, and its pass over the rollouts routed to it.
+
+Shape suffixes: R response tokens, H hidden size, K width of the (possibly blended) teacher head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_srpo.config.training import TeacherConfig
+from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.ops import VocabShard
+from megatron_srpo.training.heads import Head, blended_head
+from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
+from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher keeps of one rollout: scores everywhere, hidden states [R, K] on the last stage."""
+
+    scores: TokenScores
+    hidden_RK: Tensor | None
+
+
+@dataclass(frozen=True)
+class TeacherPass:
+    """Lessons in the order of the sequences, and the head (last stage) that turns them into logits."""
+
+    lessons: list[Lesson]
+    head: Head | None
+
+
+class Teacher:
+    """Holds the teacher's weights, sharded like the policy's.
+
+    Args:
+        policy: the model being trained.
+        copy: a second model of the same layout and weights; needed by every mode but ``live``.
+    """
+
+    def __init__(self, config: TeacherConfig, policy: torch.nn.Module, copy: torch.nn.Module | None) -> None:
+        assert (copy is None) == (config.mode == "live")
+        self.config = config
+        self.policy = policy
+        self.copy = copy
+        self.average = _fp32_copies(copy) if copy is not None and config.mode == "ema" else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take up the policy's weights: once per rollout batch, after its optimizer steps (spec section 7).
+
+        The average is kept in fp32: in bf16 a rate of 0.05 would lose small updates.
+        """
+        if self.config.mode != "ema" or self.copy is None:
+            return
+        pairs = zip(unwrap(self.policy).parameters(), self.copy.parameters(), strict=True)
+        for average, (current, used) in zip(self.average, pairs, strict=True):
+            average.lerp_(current.float(), self.config.ema_rate)
+            if used.data_ptr() != average.data_ptr():
+                used.copy_(average)
+
+    def teach(
+        self,
+        sequences: Sequence[TokenSequence],
+        capacity: int,
+        groups: ProcessGroups,
+        shard: VocabShard,
+        temperature: float,
+    ) -> TeacherPass:
+        """Re-score responses after their teacher prompts; forward only, over these sequences only.
+
+        A collective over the replica: every rank passes the same sequences. With none, nothing runs.
+        """
+        if not sequences:
+            return TeacherPass([], None)
+        models, shares = self._blend()
+        batches = micro_batches(sequences, capacity)
+        parts = [hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)]
+        hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
+        head = blended_head(models, shard, temperature) if groups.is_last_stage else None
+        with torch.no_grad():
+            values = [head_scores(head, rows, batch) for rows, batch in zip(hidden, batches, strict=False)]
+        scores = spread_scores(batches, values, len(sequences), groups)
+        kept = scatter(batches, hidden, len(sequences)) if groups.is_last_stage else [None] * len(scores)
+        return TeacherPass([Lesson(*pair) for pair in zip(scores, kept, strict=True)], head)
+
+    def _blend(self) -> tuple[list[torch.nn.Module], list[float]]:
+        """Return the models whose logits make up the teacher's, with their shares."""
+        if self.copy is None:
+            return [self.policy], [1.0]
+        if self.config.mode == "trust_region":
+            rate = self.config.trust_region_rate
+            return [self.copy, self.policy], [1.0 - rate, rate]
+        return [self.copy], [1.0]
+
+
+def _fp32_copies(model: torch.nn.Module) -> list[Tensor]:
+    """Return the fp32 state of the average: the model's own parameters where they are fp32 already."""
+    return [p.data if p.dtype == torch.float32 else p.data.float() for p in model.parameters()]

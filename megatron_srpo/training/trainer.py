@@ -1,0 +1,132 @@
+"""The trainer: scores, teaches and updates a policy from per-token streams. It knows no algorithm's name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_srpo.algorithms.types import TokenStreams
+from megatron_srpo.config.algorithm import AlgorithmConfig
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.ops import VocabShard
+from megatron_srpo.training import schedule
+from megatron_srpo.training.exchange import from_last_stage, sum_over_replicas
+from megatron_srpo.training.heads import Head, live_head
+from megatron_srpo.training.loss import SUM_NAMES, StepLoss, StepScale, TrainingSample
+from megatron_srpo.training.microbatches import TokenSequence, micro_batches
+from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
+from megatron_srpo.training.scoring import TokenScores, score
+from megatron_srpo.training.teacher import Teacher, TeacherPass
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """One optimizer step: the loss's sums over all replicas (``SUM_NAMES``), its scale, the step taken."""
+
+    sums: dict[str, float]
+    scale: StepScale
+    optimizer: OptimizerStep
+
+
+class Trainer:
+    """One rank's part of the policy and everything that is done to it.
+
+    Args:
+        policy: the policy in Megatron-Core's DDP wrapper, this rank's stage and shard.
+        reference: the initial policy, needed where a KL penalty is on.
+        temperature: rollout temperature; all logits are divided by it.
+        capacity: most tokens per micro-batch.
+    """
+
+    def __init__(
+        self,
+        policy: torch.nn.Module,
+        optimizer: PolicyOptimizer,
+        teacher: Teacher,
+        reference: torch.nn.Module | None,
+        groups: ProcessGroups,
+        shard: VocabShard,
+        config: AlgorithmConfig,
+        temperature: float,
+        capacity: int,
+    ) -> None:
+        self.policy = policy
+        self.optimizer = optimizer
+        self.teacher = teacher
+        self.reference = reference
+        self.groups = groups
+        self.shard = shard
+        self.config = config
+        self.temperature = temperature
+        self.capacity = capacity
+
+    def score(self, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
+        """Return the train engine's log-probs of rollouts under the current policy: "old" log-probs."""
+        return self._score(self.policy, sequences)
+
+    def score_reference(self, sequences: Sequence[TokenSequence]) -> list[TokenScores | None]:
+        """Return log-probs under the initial policy, or ``None`` for each where no KL penalty is on."""
+        if self.reference is None:
+            return [None] * len(sequences)
+        return list(self._score(self.reference, sequences))
+
+    def teach(self, sequences: Mapping[int, TokenSequence]) -> tuple[TeacherPass, dict[int, int]]:
+        """Let the teacher re-score ``sequences`` (its prompt and the student's response, by rollout).
+
+        Returns the pass and, by rollout, the position of its lesson.
+        """
+        order = sorted(sequences)
+        taught = self.teacher.teach(
+            [sequences[index] for index in order], self.capacity, self.groups, self.shard, self.temperature
+        )
+        return taught, {index: position for position, index in enumerate(order)}
+
+    def update(self, samples: Sequence[TrainingSample], taught: TeacherPass) -> UpdateResult | None:
+        """Make one optimizer step. ``None`` when no replica has a routed token: then nothing changes."""
+        scale = step_scale([sample.streams for sample in samples], self.groups)
+        if scale is None:
+            return None
+        batch = _routed(samples)
+        loss = StepLoss(batch, scale, self._head(self.policy), taught.head, self.config)
+        self.optimizer.zero_grad()
+        sums = schedule.forward_backward(
+            self.policy, micro_batches([sample.sequence for sample in batch], self.capacity), loss
+        )
+        stepped = self.optimizer.step()
+        return UpdateResult(self._total(sums), scale, stepped)
+
+    def _head(self, model: torch.nn.Module) -> Head | None:
+        return live_head(model, self.shard, self.temperature) if self.groups.is_last_stage else None
+
+    def _score(self, model: torch.nn.Module, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
+        return score(model, self._head(model), sequences, self.capacity, self.groups)
+
+    def _total(self, sums: list[torch.Tensor]) -> dict[str, float]:
+        """Add micro-batches up, give the last stage's total to all stages, and add replicas up."""
+        total = torch.stack(sums).sum(0).float() if sums else None
+        total = sum_over_replicas(from_last_stage(total, (len(SUM_NAMES),), self.groups), self.groups)
+        return dict(zip(SUM_NAMES, total.tolist(), strict=True))
+
+
+def step_scale(streams: Sequence[TokenStreams], groups: ProcessGroups) -> StepScale | None:
+    """Count the optimizer step's tokens over all replicas: the loss's denominator and the weights' mean.
+
+    Counted in float64 on the CPU before the first micro-batch runs, so that neither depends on the layout.
+    ``None`` when no token is routed.
+    """
+    counts = torch.zeros(3, dtype=torch.float64)
+    for stream in streams:
+        routed = (stream.policy_mask + stream.distill_mask).double()
+        counts[0] += (routed * stream.token_weights.double()).sum()
+        counts[1] += stream.distill_mask.double().sum()
+        counts[2] += (stream.distill_mask.double() * stream.distill_weights.double()).sum()
+    tokens, distilled, weight = sum_over_replicas(counts, groups).tolist()
+    if tokens == 0:
+        return None
+    return StepScale(tokens, distilled / weight if weight > 0 else 1.0)
+
+
+def _routed(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    """Leave out dropped rollouts; a replica without any other keeps one, silent, to stay in step."""
+    routed = [s for s in samples if bool((s.streams.policy_mask + s.streams.distill_mask).any())]
+    return routed or [samples[0]]

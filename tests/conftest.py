@@ -1,0 +1,70 @@
+"""Settings of the whole test session: one thread, no network, and an account of what could not run here.
+
+The environment is set while this file is imported, that is before any test module imports torch.
+"""
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+# One OpenMP thread per process: the tests start several ranks, and spinning threads starve one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A test that reaches for a hub is a defect: let it fail at once, with a clear message.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def missing_cuda(needed: int) -> str | None:
+    """Say why a test that needs ``needed`` CUDA devices cannot run here; ``None`` when it can."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found >= needed:
+        return None
+    return "needs CUDA" if needed == 1 else f"needs {needed} CUDA devices (found {found})"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where devices are missing; ``@pytest.mark.gpu(2)`` needs two."""
+    for item in items:
+        marker = item.get_closest_marker("gpu")
+        reason = missing_cuda(*(marker.args or (1,))) if marker else None
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Hold torch, if a test module imported it, to one thread even when OMP_NUM_THREADS was set to more."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def not_run_lines(reasons: list[str]) -> list[str]:
+    """Count equal reasons, one line for each: ``not run here: 2 tests: needs CUDA``."""
+    return [
+        f"not run here: {count} {'test' if count == 1 else 'tests'}: {reason}"
+        for reason, count in Counter(reasons).most_common()
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Close with a count of what was not run, by reason, so that a green run never hides it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [str(report.longrepr[-1]).removeprefix("Skipped: ") for report in skipped if report.longrepr]
+    for line in not_run_lines(reasons):
+        terminalreporter.write_line(line, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; the test is skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real data sets in ../shared/data, absent here")
+    return SHARED_DATA

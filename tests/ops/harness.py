@@ -1,0 +1,282 @@
+"""One case, two ways: an operation on the shards of several ranks, and its dense float64 reference.
+
+A `Case` is a small picklable description; both sides build the same numbers from it. Padding columns hold NaN, so
+that anything that reads them shows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from hypothesis import strategies as st
+from torch import Tensor
+
+from megatron_srpo import ops
+from megatron_srpo.ops import VocabShard
+from tests.ops import reference
+from tests.ranks import run_ranks
+
+ALPHAS = (0.0, 0.01, 0.3, 0.5, 0.9, 1.0)
+Results = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and settings; `padding` counts extra columns per rank beyond the smallest legal padded size."""
+
+    tokens: int = 3
+    vocab_size: int = 13
+    padding: int = 0
+    alpha: float = 0.5
+    k: int = 4
+    tail: bool = True
+    temperature: float = 1.0
+    scale: float = 3.0
+    ties: bool = False
+    dtype: str = "float32"
+    seed: int = 0
+
+    def padded_size(self, world: int) -> int:
+        return (-(-self.vocab_size // world) + self.padding) * world
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any sizes, no tokens and whole ranks of padding included; logits from nearly flat to nearly one-hot."""
+    vocab_size = draw(st.integers(1, 40))
+    return Case(
+        tokens=draw(st.integers(0, 4)),
+        vocab_size=vocab_size,
+        padding=draw(st.sampled_from([0, 1, vocab_size])),
+        alpha=draw(st.sampled_from(ALPHAS) | st.floats(0.0, 1.0)),
+        k=draw(st.integers(1, vocab_size)),
+        tail=draw(st.booleans()),
+        temperature=draw(st.floats(0.3, 2.0)),
+        scale=draw(st.sampled_from([0.1, 1.0, 5.0, 30.0])),
+        ties=draw(st.booleans()),
+        dtype=draw(st.sampled_from(["float32", "float64"])),
+        seed=draw(st.integers(0, 2**20)),
+    )
+
+
+@dataclass
+class Inputs:
+    """Whole (unsharded, unpadded) tensors of a case; `dtype` is the case's, so float64 copies are exact."""
+
+    student_TV: Tensor
+    teacher_TV: Tensor
+    target_T: Tensor
+    ids_TK: Tensor
+    hidden_TH: Tensor
+    teacher_hidden_TH: Tensor
+    weight_VH: Tensor
+
+
+def make_inputs(case: Case) -> Inputs:
+    """The numbers of a case, from its seed."""
+    generator = torch.Generator().manual_seed(case.seed)
+    dtype = getattr(torch, case.dtype)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    logits = [normal(case.tokens, case.vocab_size) * case.scale for _ in range(2)]
+    if case.ties:
+        logits = [torch.round(item) for item in logits]
+    ids = torch.randint(case.vocab_size, (case.tokens, case.k + 1), generator=generator)
+    hidden = 6
+    return Inputs(
+        student_TV=logits[0].to(dtype),
+        teacher_TV=logits[1].to(dtype),
+        target_T=ids[:, 0],
+        ids_TK=ids[:, 1:],
+        hidden_TH=normal(case.tokens, hidden).to(dtype),
+        teacher_hidden_TH=normal(case.tokens, hidden).to(dtype),
+        weight_VH=normal(case.vocab_size, hidden).to(dtype),
+    )
+
+
+# An operation returns (outputs by name, leaves whose gradient is compared). Sharded leaves are (T, V) or (V, H).
+Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _cut(whole: Tensor, shard: VocabShard, dim: int) -> Tensor:
+    """This rank's part of a tensor along its vocabulary dimension, padding filled with NaN."""
+    shape = list(whole.shape)
+    shape[dim] = shard.padded_size
+    padded = torch.full(shape, float("nan"), dtype=whole.dtype)
+    padded.narrow(dim, 0, whole.shape[dim]).copy_(whole)
+    return padded.narrow(dim, shard.start, shard.local_size).clone()
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
+
+
+def sharded_log_prob(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    student = _leaf(_cut(x.student_TV, shard, 1))
+    result = ops.vocab_parallel_log_prob(student, x.target_T, shard, entropy=True)
+    at_ids = ops.vocab_parallel_log_prob_at(student, x.ids_TK, shard)
+    entropy = ops.vocab_parallel_entropy(student, shard)
+    assert result.entropy_T is not None and torch.equal(entropy, result.entropy_T)
+    outputs = {**result._asdict(), "at_ids_TK": at_ids, "entropy_alone_T": entropy}
+    return outputs, {"student_TV": student}
+
+
+def dense_log_prob(case: Case, x: Inputs) -> Outcome:
+    student = _leaf(x.student_TV.double())
+    entropy = reference.entropy(student)
+    outputs = {
+        "log_prob_T": reference.log_prob(student, x.target_T),
+        "entropy_T": entropy,
+        "log_normaliser_T": student.logsumexp(dim=-1),
+        "at_ids_TK": student.log_softmax(dim=-1).gather(1, x.ids_TK),
+        "entropy_alone_T": entropy,
+    }
+    return outputs, {"student_TV": student}
+
+
+def sharded_gather(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    student = _leaf(_cut(x.student_TV, shard, 1))
+    values, ids = ops.vocab_parallel_topk(student, case.k, shard)
+    top = ops.vocab_parallel_gather(student, ids, shard)
+    assert torch.equal(top, values)
+    at_ids = ops.vocab_parallel_gather(student, x.ids_TK, shard)
+    return {"top_TK": top, "top_ids_TK": ids, "at_ids_TK": at_ids}, {"student_TV": student}
+
+
+def dense_gather(case: Case, x: Inputs) -> Outcome:
+    student = _leaf(x.student_TV.double())
+    ids = reference.topk_ids(student, case.k)
+    outputs = {"top_TK": student.gather(1, ids), "top_ids_TK": ids, "at_ids_TK": student.gather(1, x.ids_TK)}
+    return outputs, {"student_TV": student}
+
+
+def sharded_divergence(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    student, teacher = _leaf(_cut(x.student_TV, shard, 1)), _leaf(_cut(x.teacher_TV, shard, 1))
+    loss = ops.vocab_parallel_divergence(student, teacher, case.alpha, shard)
+    assert teacher.grad is None
+    return {"loss_T": loss}, {"student_TV": student}
+
+
+def dense_divergence(case: Case, x: Inputs) -> Outcome:
+    student = _leaf(x.student_TV.double())
+    return {"loss_T": reference.divergence(student, x.teacher_TV.double(), case.alpha)}, {"student_TV": student}
+
+
+def sharded_topk_divergence(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    student, teacher = _leaf(_cut(x.student_TV, shard, 1)), _leaf(_cut(x.teacher_TV, shard, 1))
+    loss = ops.vocab_parallel_topk_divergence(student, teacher, case.alpha, case.k, shard, case.tail)
+    return {"loss_T": loss}, {"student_TV": student}
+
+
+def dense_topk_divergence(case: Case, x: Inputs) -> Outcome:
+    student = _leaf(x.student_TV.double())
+    loss = reference.topk_divergence(student, x.teacher_TV.double(), case.alpha, case.k, case.tail)
+    return {"loss_T": loss}, {"student_TV": student}
+
+
+def sharded_heads(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    """The chain of training: two heads, temperature, divergence and policy log-prob, down to hidden states."""
+    hidden, weight = _leaf(x.hidden_TH), _leaf(_cut(x.weight_VH, shard, 0))
+    student = ops.vocab_parallel_logits(hidden, weight, shard, case.temperature)
+    teacher = ops.vocab_parallel_logits(x.teacher_hidden_TH, weight.detach(), shard, case.temperature)
+    loss = ops.vocab_parallel_divergence(student, teacher, case.alpha, shard)
+    log_prob = ops.vocab_parallel_log_prob(student, x.target_T, shard).log_prob_T
+    return {"loss_T": loss, "log_prob_T": log_prob}, {"hidden_TH": hidden, "weight_VH": weight}
+
+
+def dense_heads(case: Case, x: Inputs) -> Outcome:
+    hidden, weight = _leaf(x.hidden_TH.double()), _leaf(x.weight_VH.double())
+    student = hidden @ weight.t() / case.temperature
+    teacher = x.teacher_hidden_TH.double() @ weight.detach().t() / case.temperature
+    loss = reference.divergence(student, teacher, case.alpha)
+    log_prob = reference.log_prob(student, x.target_T)
+    return {"loss_T": loss, "log_prob_T": log_prob}, {"hidden_TH": hidden, "weight_VH": weight}
+
+
+SHARDED: dict[str, Callable[[Case, Inputs, VocabShard], Outcome]] = {
+    "log_prob": sharded_log_prob,
+    "gather": sharded_gather,
+    "divergence": sharded_divergence,
+    "topk_divergence": sharded_topk_divergence,
+    "heads": sharded_heads,
+}
+DENSE: dict[str, Callable[[Case, Inputs], Outcome]] = {
+    "log_prob": dense_log_prob,
+    "gather": dense_gather,
+    "divergence": dense_divergence,
+    "topk_divergence": dense_topk_divergence,
+    "heads": dense_heads,
+}
+
+
+def _collect(case: Case, outcome: Outcome) -> Results:
+    """Outputs and gradients of a weighted sum of them; the weights are the same for both sides and all ranks."""
+    outputs, leaves = outcome
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    weighted = []
+    for value in outputs.values():
+        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        if value.requires_grad:
+            weighted.append((value * weights.to(value.dtype)).sum())
+    torch.stack(weighted).sum().backward()
+    gradients = {f"grad {name}": leaf.grad for name, leaf in leaves.items()}
+    return {name: value.detach().numpy() for name, value in {**outputs, **gradients}.items()}
+
+
+def run_sharded(rank: int, world: int, operation: str, batch: list[Case]) -> list[Results]:
+    """Worker: the results of this rank for every case."""
+    group = dist.group.WORLD if world > 1 else None
+    results = []
+    for case in batch:
+        shard = VocabShard(group, case.vocab_size, case.padded_size(world))
+        results.append(_collect(case, SHARDED[operation](case, make_inputs(case), shard)))
+    return results
+
+
+def run_dense(operation: str, case: Case) -> Results:
+    """The reference's results."""
+    return _collect(case, DENSE[operation](case, make_inputs(case)))
+
+
+def assert_matches(name: str, actual: np.ndarray, expected: np.ndarray, case: Case) -> None:
+    """Relative to the largest entry of the tensor, because entries near 0 are differences of larger numbers.
+
+    float32: 1e-5 is about 100 roundings of 6e-8 (logits of size 30 are rounded once at the subtraction of the maximum, which
+    their exponential multiplies by their size). float64: 1e-11, the same with 1e-16 and room for the conditioning of the
+    reference. The floor is for results that are themselves differences of probabilities near 1.
+    """
+    assert actual.shape == expected.shape, (name, actual.shape, expected.shape, case)
+    if actual.size == 0:
+        return
+    relative, floor = (1e-5, 0.1) if case.dtype == "float32" else (1e-11, 1.0)
+    error = np.abs(actual.astype(np.float64) - expected)
+    bound = relative * max(np.abs(expected).max(), floor)
+    if name.startswith("loss") and case.tail and case.k == case.vocab_size:
+        bound += 3e-7  # an empty tail is clamped to 1e-7; fp32 knows the mass 1 to about 1e-7
+    assert error.max() <= bound, f"{name}: error {error.max():.3e} > {bound:.3e} in {case}"
+
+
+def assemble(name: str, parts: list[np.ndarray], case: Case) -> np.ndarray:
+    """The whole tensor from all ranks: gradients of shards joined and stripped of padding, all else identical."""
+    if name in ("grad student_TV", "grad weight_VH"):
+        axis = 1 if name == "grad student_TV" else 0
+        real, padding = np.split(np.concatenate(parts, axis=axis), [case.vocab_size], axis=axis)
+        assert not padding.any(), f"{name}: padding got gradient in {case}"
+        return real
+    for part in parts[1:]:
+        np.testing.assert_array_equal(part, parts[0], err_msg=f"{name} differs between ranks in {case}")
+    return parts[0]
+
+
+def check(operation: str, world: int, batch: list[Case]) -> None:
+    """Run all cases on `world` ranks in one call and compare every output and gradient with the reference."""
+    by_rank = [run_sharded(0, 1, operation, batch)] if world == 1 else run_ranks(world, run_sharded, operation, batch)
+    for case, *parts in zip(batch, *by_rank, strict=True):
+        expected = run_dense(operation, case)
+        assert expected.keys() == parts[0].keys()
+        for name, value in expected.items():
+            assert_matches(name, assemble(name, [part[name] for part in parts], case), value, case)

@@ -31,13 +31,13 @@ def group_advantages(reward_N: Tensor, group_N: Tensor, normalize_by_std: bool) 
     return centred_N / (variance_N.sqrt() + STD_EPSILON)
 
 
-def has_correct_sibling(correct_N: Tensor, group_N: Tensor) -> Tensor:
-    """Say for each rollout whether *another* rollout of its prompt is correct."""
-    correct_N = correct_N.double()
-    return _group_sum(correct_N, group_N) - correct_N > 0.5
+def has_sibling(marked_N: Tensor, group_N: Tensor) -> Tensor:
+    """Say for each rollout whether *another* rollout of its prompt is marked."""
+    marked_N = marked_N.double()
+    return _group_sum(marked_N, group_N) - marked_N > 0.5
 
 
-def correct_siblings(index: int, correct_N: Tensor, group_N: Tensor) -> list[int]:
-    """List the other correct rollouts of the same prompt, in batch order."""
-    same_N = (group_N == group_N[index]) & correct_N.bool()
+def siblings(index: int, marked_N: Tensor, group_N: Tensor) -> list[int]:
+    """List the other marked rollouts of the same prompt, in batch order."""
+    same_N = (group_N == group_N[index]) & marked_N.bool()
     return [other for other in same_N.nonzero().flatten().tolist() if other != index]

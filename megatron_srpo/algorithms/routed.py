@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_srpo.algorithms.groups import group_advantages, has_correct_sibling
+from megatron_srpo.algorithms.groups import group_advantages, has_sibling
 from megatron_srpo.algorithms.types import (
     Assignment,
     BehaviourLogProbs,
@@ -32,12 +32,14 @@ class RoutedAlgorithm:
     def assign(self, scored: ScoredRollouts) -> Assignment:
         """Route each rollout by its correctness and by what the teacher could be told about it."""
         correct_N = scored.reward_N >= self.config.success_threshold
-        sibling_N = has_correct_sibling(correct_N, scored.group_N)
+        demonstration_N = correct_N & scored.demonstrable_N.bool()
+        sibling_N = has_sibling(demonstration_N, scored.group_N)
         feedback_N = scored.has_feedback_N.bool() if self.config.feedback else torch.zeros_like(sibling_N)
         information_N = sibling_N | feedback_N
         route_N = self.router(correct_N, information_N)
         return Assignment(
             correct_N=correct_N,
+            demonstration_N=demonstration_N,
             advantage_N=group_advantages(
                 scored.reward_N, scored.group_N, self.config.policy.normalize_by_std
             ),

@@ -21,25 +21,32 @@ class Route(enum.IntEnum):
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """Rewards of a batch. Rollouts with the same ``group_N`` value answer the same prompt."""
+    """Rewards of a batch.
+
+    Attributes:
+        group_N: rollouts with the same value answer the same prompt.
+        has_feedback_N: the verifier had something to say about the rollout.
+        demonstrable_N: if correct, the rollout may be shown to its siblings' teacher.
+    """
 
     reward_N: Tensor
     group_N: Tensor
     has_feedback_N: Tensor
+    demonstrable_N: Tensor
 
     def __post_init__(self) -> None:
-        if not self.reward_N.shape == self.group_N.shape == self.has_feedback_N.shape:
-            raise ValueError(
-                f"rewards {tuple(self.reward_N.shape)}, groups {tuple(self.group_N.shape)} and feedback "
-                f"{tuple(self.has_feedback_N.shape)} must have one entry per rollout"
-            )
+        shapes = {name: tuple(value.shape) for name, value in self.__dict__.items()}
+        if len(set(shapes.values())) != 1:
+            raise ValueError(f"all fields need one entry per rollout; their shapes are {shapes}")
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Per rollout: correctness, group advantage, route, and whether the self-teacher re-scores it."""
+    """Per rollout: correctness, whether siblings' teachers may be shown it, group advantage, what the
+    teacher could be told, route, and whether the self-teacher re-scores it."""
 
     correct_N: Tensor
+    demonstration_N: Tensor
     advantage_N: Tensor
     teacher_information_N: Tensor
     route_N: Tensor

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_srpo.config.base import Config, option
 from megatron_srpo.errors import ConfigError
 
-#: The user message that the self-teacher sees. Here ``{demonstration}`` and ``{feedback}`` stand for the whole
-#: sections below, which are empty when there is nothing to put in them.
+#: The user message that the self-teacher sees. Here ``{demonstration}`` and ``{feedback}`` stand for the
+#: whole sections below, which are empty when there is nothing to put in them.
 DEFAULT_TEACHER_TEMPLATE = "{question}\n\n{demonstration}{feedback}Correctly solve the original question."
 DEFAULT_DEMONSTRATION_TEMPLATE = "Correct solution:\n\n{demonstration}\n\n"
 DEFAULT_FEEDBACK_TEMPLATE = (
@@ -24,7 +24,7 @@ class TeacherPromptConfig(Config):
 
     template: str = option(
         DEFAULT_TEACHER_TEMPLATE,
-        "The teacher's user message; {question} is required, {demonstration} and {feedback} are the sections.",
+        "Teacher's user message; {question} is required, {demonstration} and {feedback} are the sections.",
     )
     demonstration_template: str = option(
         DEFAULT_DEMONSTRATION_TEMPLATE, "Section that holds a correct response; empty when there is none."
@@ -77,7 +77,7 @@ class SourceConfig(Config):
     prompt_suffix: str = option("", "Text appended to every question, such as the answer format.")
 
     family: str | None = option(None, "reasoning_gym: name of the dataset, such as gcd.")
-    seed: int = option(0, "reasoning_gym: seed of the generator.", minimum=0)
+    seed: int = option(0, "reasoning_gym: seed of the generator; different seeds give different questions.", minimum=0)
     size: int = option(1000, "reasoning_gym: number of different questions wanted.", minimum=1)
     config: dict[str, Any] = option(factory=dict, help="reasoning_gym: options of the family (difficulty).")
 

@@ -42,7 +42,7 @@ class WatchConfig(Config):
         5, "First training steps whose mean is the normal response length.", minimum=1
     )
     trend_steps: int = option(20, "How many steps back trends (entropy, divergence) are compared.", minimum=1)
-    rearm_steps: int = option(5, "Quiet steps after which a rule may warn again.", minimum=1)
+    rearm_steps: int = option(10, "Quiet steps after which a rule may warn again.", minimum=1)
     length_fraction: float = option(
         0.5, "Length collapse: mean length below this share of the first steps' mean.", minimum=0, maximum=1
     )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from megatron_srpo.errors import ConfigError, DataError
 
-#: Sequence length at which attention costs as much as everything linear in the length. For a layer with hidden
-#: size h: about 24 h^2 T operations in projections and 2 h T^2 in causal attention, hence 12 h; 24576 is h = 2048.
+#: Sequence length at which attention costs as much as everything linear in the length. For a layer with
+#: hidden size h: about 24 h^2 T operations in projections and 2 h T^2 in causal attention, hence 12 h; 24576
+#: is h = 2048.
 LINEAR_TOKENS = 24576
 
 

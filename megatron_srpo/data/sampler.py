@@ -2,10 +2,11 @@
 
 Position = number of prompts consumed since the start of training. Nothing else is state.
 
-Without weights all prompts form one epoch: every prompt once, in an order reshuffled for each epoch. With weights
-every source has epochs of its own, and positions are dealt to the sources in blocks of 1000: in every block source s
-gets ``1000 * weight_s / sum(weights)`` positions (largest remainders decide rounding; at least one if its weight
-is positive), spread evenly over the block, so each batch is close to the weights and each block exact to 0.1 %.
+Without weights all prompts form one epoch: every prompt once, in an order reshuffled for each epoch. With
+weights every source has epochs of its own, and positions are dealt to the sources in blocks of 1000: in
+every block source s gets ``1000 * weight_s / sum(weights)`` positions (largest remainders decide rounding;
+at least one if its weight is positive), spread evenly over the block, so each batch is close to the weights
+and each block exact to 0.1 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,8 +83,8 @@ class PromptSampler:
         count = len(self._groups[group][1])
         if not self.shuffle:
             return np.arange(count)
-        # Sorting raw generator output, because NumPy promises the stream of a bit generator across versions but
-        # not the result of Generator.permutation.
+        # Sorting raw generator output, because NumPy promises the stream of a bit generator across versions
+        # but not the result of Generator.permutation.
         keys = np.random.PCG64(np.random.SeedSequence([self.seed, group, epoch])).random_raw(count)
         return np.argsort(keys, kind="stable")
 

@@ -1,7 +1,8 @@
 """The self-teacher's prompt (SDPO, arXiv 2601.20802; SRPO, arXiv 2604.02288).
 
 The teacher sees the question, a correct sibling's response and, where switched on, feedback on the failed
-attempt; never the failed attempt itself. It then re-scores the student's tokens, which the caller appends unchanged.
+attempt; never the failed attempt itself. It then re-scores the student's tokens, which the caller appends
+unchanged.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ def teacher_messages(
         config: the templates.
 
     Raises:
-        DataError: there is neither a demonstration nor feedback: the teacher would know no more than the student.
+        DataError: there is neither a demonstration nor feedback: the teacher would know no more than the
+            student.
     """
     if not (demonstration or "").strip() and not (feedback or "").strip():
         raise DataError(f"prompt {prompt.id!r}: a teacher prompt needs a demonstration or feedback")
@@ -62,8 +64,8 @@ def render_teacher_prompt(
     fitting = cut_user_text(tokenizer, messages, thinking, config.max_prompt_tokens)
     if fitting is None:
         raise ConfigError(
-            f"data.teacher.max_prompt_tokens = {config.max_prompt_tokens} is too small for the system message "
-            f"and chat template of prompt {prompt.id!r}; raise it"
+            f"data.teacher.max_prompt_tokens = {config.max_prompt_tokens} is too small for the "
+            f"system message and chat template of prompt {prompt.id!r}; raise it"
         )
     return render_prompt(tokenizer, fitting, thinking)
 

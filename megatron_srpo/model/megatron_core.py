@@ -15,6 +15,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.module import Float16Module
@@ -33,6 +34,7 @@ __all__ = [
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "dist_checkpointing",
+    "get_forward_backward_func",
     "get_gpt_layer_local_spec",
     "get_num_layers_to_build",
     "parallel_state",

@@ -1,7 +1,7 @@
 """report.html: one self-contained page about one run, readable without a network or a script.
 
-Everything that a model, a data set or a config wrote is escaped before it enters the page, and the page forbids
-scripts and remote content by itself.
+Everything that a model, a data set or a config wrote is escaped before it enters the page, and the page
+forbids scripts and remote content by itself.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,6 +32,7 @@ _SUMMARY_KEYS = (
     ("temperature", ("rollout.temperature", "sampling.temperature", "temperature")),
     ("seed", ("seed", "training.seed")),
 )
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _ENDS = 5  # steps averaged at both ends of a run for the tiles
 
 
@@ -73,21 +74,27 @@ def page(title: str, body: str) -> str:
     """Wrap ``body`` (already safe HTML) into a page that may load and run nothing."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{css_variables()}{PAGE_CSS}</style></head><body>{body}"
         f"<footer>megatron_srpo {escape(megatron_srpo.__version__)}</footer></body></html>\n"
     )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """Return an HTML table of plain text cells; columns from ``numbers_from`` on are right-aligned."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1, strong: str | None = None
+) -> str:
+    """Return an HTML table of plain text cells.
+
+    Columns from ``numbers_from`` on are right-aligned; rows with ``strong`` as second cell are emphasised.
+    """
 
     def line(cells: Sequence[str], tag: str) -> str:
         marks = ['class="n"' if index >= numbers_from else "" for index in range(len(cells))]
         return "".join(f"<{tag} {m}>{escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
 
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    classes = {True: ' class="mean"', False: ""}
+    body = "".join(f"<tr{classes[row[1] == strong]}>{line(row, 'td')}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
 
 
@@ -108,7 +115,7 @@ def _first_ending(flat: dict[str, Any], endings: Sequence[str]) -> Any:
 
 def _tiles(run: RunData, warned: Sequence[Warned]) -> str:
     seconds = [training_seconds(row) for row in run.rows if row.get("time/step") is not None]
-    tiles = [_evaluation_tile(run)]
+    tiles: list[tuple[str, str, str] | None] = [_evaluation_tile(run)]
     tiles += [_ends_tile(run, "reward/accuracy", "Training accuracy", "{:.3f}")]
     tiles += [_ends_tile(run, "route/distill_share", "Routed to distillation", "{:.0%}")]
     tiles += [_ends_tile(run, "response/length_mean", "Response length", "{:.0f}")]
@@ -118,12 +125,13 @@ def _tiles(run: RunData, warned: Sequence[Warned]) -> str:
     if run.rows:
         tiles.append(("Step", str(run.rows[-1]["step"]), "the last one finished"))
         tiles.append(("Warnings", str(len(warned)), "collapse watch"))
-    cells = (
-        f'<div class="tile"><span>{escape(tile[0])}</span><b>{escape(tile[1])}</b><small>{escape(tile[2])}</small></div>'
-        for tile in tiles
-        if tile is not None
-    )
+    cells = (_tile(*tile) for tile in tiles if tile is not None)
     return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _tile(label: str, value: str, note: str) -> str:
+    label, value, note = escape(label), escape(value), escape(note)
+    return f'<div class="tile"><span>{label}</span><b>{value}</b><small>{note}</small></div>'
 
 
 def _evaluation_tile(run: RunData) -> tuple[str, str, str] | None:
@@ -139,8 +147,8 @@ def _ends_tile(run: RunData, metric: str, label: str, form: str) -> tuple[str, s
     if not values:
         return None
     ends = [sum(part) / len(part) for part in (values[:_ENDS], values[-_ENDS:])]
-    count = min(_ENDS, len(values))
-    return label, " → ".join(form.format(end) for end in ends), f"mean of the first and last {count} steps"
+    note = f"mean of first and last {_ENDS} steps" if len(values) > _ENDS else f"{len(values)} steps so far"
+    return label, " → ".join(form.format(end) for end in ends), note
 
 
 def _warnings_box(run: RunData, warned: Sequence[Warned]) -> str:
@@ -169,21 +177,20 @@ def _evaluation_row(run: RunData, label: str, prefix: str) -> list[str]:
     steps, values = run.series(prefix + "accuracy")
     top = best(steps, values) or (0, 0.0)
     last = [run.series(prefix + name)[1] for name in ("pass_at_k", "truncated_share")]
-    tail = [f"{series[-1]:.3f}" if series else "–" for series in last]
+    tail = [f"{series[-1]:.3f}" if series else "-" for series in last]
     return [label, f"{values[0]:.3f}", f"{top[1]:.3f}", str(top[0]), f"{values[-1]:.3f}", *tail]
 
 
 def _charts_section(run: RunData) -> str:
-    return f'<h2>Curves</h2><div class="charts">{"".join(_card(chart, run) for chart in CHARTS)}</div>'
+    cards = "".join(_card(chart, run) for chart in CHARTS if not chart.missing(run))
+    missing = [f"{chart.title} ({', '.join(chart.metrics)})" for chart in CHARTS if chart.missing(run)]
+    note = f'<p class="missing">Not in this run: {escape("; ".join(missing))}.</p>' if missing else ""
+    return f'<h2>Curves</h2><div class="charts">{cards}</div>{note}'
 
 
 def _card(chart: Chart, run: RunData) -> str:
     caption = f"<p>{escape(chart.caption)}</p>" if chart.caption else ""
-    if chart.missing(run):
-        body = f'<p class="missing">Not in this run: {escape(", ".join(chart.metrics))}.</p>'
-    else:
-        body = chart.svg(run)
-    return f'<div class="card"><h3>{escape(chart.title)}</h3>{caption}{body}</div>'
+    return f'<div class="card"><h3>{escape(chart.title)}</h3>{caption}{chart.svg(run)}</div>'
 
 
 def _config_section(run: RunData) -> str:

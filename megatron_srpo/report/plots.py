@@ -14,8 +14,9 @@ from megatron_srpo.report.style import ROUTE_COLOURS, cycle, inline_svg, light, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZE = (5.0, 2.55)
+SIZE = (4.3, 2.3)
 _SMOOTH_FROM = 80  # points from which a running mean is drawn over the faint raw curve
+_STACK_COLUMNS = 400
 _MARKERS_UP_TO = 25  # points up to which each is marked: a line through one point is invisible
 
 
@@ -51,11 +52,16 @@ class Chart:
 
 def finish_axes(axes: "Axes") -> None:
     """Label the step axis with whole numbers and put the legend where it hides least."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    left, right = axes.get_xlim()
+    if right - left < 2:  # one or two steps: show whole steps, not their fractions
+        axes.set_xlim((left + right) / 2 - 1, (left + right) / 2 + 1)
     axes.set_xlabel("step")
-    axes.margins(x=0.02)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(labels), 4))
@@ -101,13 +107,21 @@ def draw_band(axes: "Axes", run: RunData, name: str, colour: str) -> None:
 
 
 def draw_stack(axes: "Axes", run: RunData, parts: Sequence[tuple[str, str, str]]) -> None:
-    """Stack (metric, label, colour) step by step; a step without a part counts it as 0."""
+    """Stack (metric, label, colour) by step; a step without a part counts it as 0.
+
+    A long run is averaged over blocks of neighbouring steps, so that the page stays small.
+    """
     present = [part for part in parts if part[0] in run.metrics()]
     rows = [row for row in run.rows if any(row.get(metric) is not None for metric, _, _ in present)]
+    if not rows:
+        return
+    starts = np.arange(0, len(rows), 1 + len(rows) // _STACK_COLUMNS)
     edges = step_edges([int(row["step"] or 0) for row in rows])
-    base = np.zeros(len(rows))
+    edges = [*(edges[start] for start in starts), edges[-1]]
+    base = np.zeros(len(starts))
     for metric, label, colour in present:
-        top = base + np.array([float(row.get(metric) or 0.0) for row in rows])
+        heights = np.array([float(row.get(metric) or 0.0) for row in rows])
+        top = base + np.add.reduceat(heights, starts) / np.diff([*starts, len(rows)])
         axes.stairs(top, edges, baseline=base, fill=True, color=colour, alpha=0.85, linewidth=0, label=label)
         base = top
 
@@ -123,7 +137,8 @@ def _reward(axes: "Axes", run: RunData) -> None:
     for index, source in enumerate(sources if len(sources) > 1 else []):
         draw_line(axes, run, f"reward/{source}/accuracy", source, cycle(index + 1), width=1.0)
     draw_line(axes, run, "reward/accuracy", "accuracy", light("blue"), width=2.2)
-    draw_line(axes, run, "reward/mean", "mean reward", light("ink"), dashed=True, width=1.0)
+    if run.series("reward/mean") != run.series("reward/accuracy"):  # with 0/1 rewards they are one line
+        draw_line(axes, run, "reward/mean", "mean reward", light("ink"), dashed=True, width=1.0)
 
 
 def _evaluation(axes: "Axes", run: RunData) -> None:
@@ -132,11 +147,11 @@ def _evaluation(axes: "Axes", run: RunData) -> None:
     draw_line(axes, run, "eval/accuracy", "mean of sets", light("blue"), width=2.2)
     steps, values = run.series("eval/accuracy")
     top = best(steps, values)
-    for step, value in {(steps[0], values[0]), top, (steps[-1], values[-1])} if top else ():
+    for step, value in sorted({(steps[0], values[0]), top, (steps[-1], values[-1])}) if top else ():
         axes.annotate(
             f"{value:.2f}", (step, value), (0, 5), textcoords="offset points", ha="center", fontsize=8
         )
-    axes.margins(y=0.12)
+    axes.margins(x=0.06, y=0.12)
 
 
 def _prompts(axes: "Axes", run: RunData) -> None:
@@ -245,7 +260,7 @@ CHARTS: tuple[Chart, ...] = (
     Chart(
         "entropy",
         "Teacher entropy (nats)",
-        "Over distilled tokens. Near zero with short responses is collapse; a rise while divergence falls is drift.",
+        "Near zero with short responses: collapse. Rising while the divergence falls: drift.",
         ("teacher/entropy_mean", "teacher/entropy_p50"),
         _teacher_entropy,
     ),

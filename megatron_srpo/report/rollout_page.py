@@ -85,7 +85,8 @@ def _card(sample: RolloutSample) -> str:
     remarks = (("Feedback", sample.feedback), ("Error", sample.error))
     notes = "".join(f'<p class="note"><b>{name}:</b> {escape(text)}</p>' for name, text in remarks if text)
     return (
-        f'<div class="rollout"><div class="head">{head}</div><pre class="prompt">{escape(sample.prompt)}</pre>'
+        f'<div class="rollout"><div class="head">{head}</div>'
+        f'<pre class="prompt">{escape(sample.prompt)}</pre>'
         f"<pre>{response_html(sample)}</pre>{notes}</div>"
     )
 

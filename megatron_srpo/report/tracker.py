@@ -89,7 +89,7 @@ class Tracker:
             self._run = None
             self._warn(
                 f"wandb ({self._config.mode}) failed: {type(error).__name__}: {error}; the run goes on "
-                "without it. Set report.wandb.mode=off, or `wandb login`, or mode=offline and `wandb sync` later"
+                "without it. Run `wandb login`, or set report.wandb.mode to off or offline"
             )
             return None
 

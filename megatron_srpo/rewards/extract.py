@@ -24,8 +24,9 @@ class Answer:
 def final_answer(response: str) -> Answer | None:
     """Return the final answer of a response.
 
-    Thoughts and special tokens are cut out first; then the last ``<answer>...</answer>`` element counts, else the last
-    ``\\boxed{...}``, else what follows the last "Answer:" or "answer is" on its line, else the whole text.
+    Thoughts and special tokens are cut out first; then the last ``<answer>...</answer>`` element counts,
+    else the last ``\\boxed{...}``, else what follows the last "Answer:" or "answer is" on its line, else the
+    whole text.
 
     Returns:
         None when a thought was never closed or the answer is empty.
@@ -68,12 +69,10 @@ def boxed(text: str) -> str | None:
 
 def answer_line(text: str) -> str | None:
     """Return what follows the last "Answer:" on its line, or all below it when the line ends there."""
-    found = None
-    for found in _ANSWER_LINE.finditer(text):
-        pass
-    if found is None:
+    ends = [found.end() for found in _ANSWER_LINE.finditer(text)]
+    if not ends:
         return None
-    line, _, below = text[found.end() :].partition("\n")
+    line, _, below = text[ends[-1] :].partition("\n")
     return (line.strip(" \t*") or below).strip()
 
 

@@ -1,7 +1,7 @@
 """The verifier "math": numbers and strings are compared directly, everything else by math-verify 0.9.
 
-math-verify's own time limit (``signal.alarm``) is switched off because the pool's covers it; outside the pool a hostile
-expression such as ``9^{9^{9^9}}`` therefore runs for ever.
+math-verify's own time limit (``signal.alarm``) is switched off because the pool's covers it; outside the
+pool a hostile expression such as ``9^{9^{9^9}}`` therefore runs for ever.
 """
 
 import logging
@@ -87,7 +87,8 @@ def _candidates(answer: Answer) -> list[str]:
     bare = inner.strip().removesuffix(".").strip("$").strip()
     for left, right in (("\\(", "\\)"), ("\\[", "\\]")):
         bare = bare.removeprefix(left).removesuffix(right).strip()
-    # Words around the expression would make nonsense of the box; math-verify then finds the expression itself.
+    # Words around the expression would make nonsense of the box; math-verify then finds the expression
+    # itself.
     return ["\\boxed{" + bare + "}"] + ([answer.text] if "$" in bare or " " in bare else [])
 
 

@@ -1,4 +1,4 @@
-"""The verifier "multiple_choice": the exact letter inside the last ``<answer>`` element (SciKnowEval in SDPO and SRPO)."""
+"""The verifier "multiple_choice": the exact letter in the last ``<answer>`` element, as in SDPO and SRPO."""
 
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.rewards.extract import answer_element, visible_text

@@ -1,8 +1,11 @@
 """The verifier "reasoning_gym": every family's own scorer (reasoning-gym 0.1.25), behind two guards.
 
 * The final answer is extracted first: most scorers compare the whole text.
-* Nine scorers run the answer as Python code (``eval``, or ``sympy.parse_expr``, which is ``eval`` too). Answers that could
-  call a function of Python are refused before they reach those scorers.
+* Eight scorers run the answer as Python code (``eval``, or ``sympy.parse_expr``, which is ``eval`` too).
+  Answers that could call a function of Python are refused before they reach those scorers.
+
+Two more give (nearly) full marks to a right answer with more text behind it; :data:`TAIL_BLIND` takes that
+back.
 """
 
 import json
@@ -17,17 +20,22 @@ from megatron_srpo.rewards.types import NO_ANSWER, WRONG_ANSWER, Score
 
 #: Families that ``eval`` the answer, expecting a list or a board.
 EVALUATED_LISTS = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"})
-#: Families that give the answer to ``sympy.parse_expr``, expecting an arithmetic expression or an antiderivative.
+#: Families that give the answer to ``sympy.parse_expr``, expecting an arithmetic expression or an
+#: antiderivative.
 EVALUATED_EXPRESSIONS = frozenset(
-    {"puzzle24", "countdown", "simple_integration", "intermediate_integration", "polynomial_multiplication"}
+    {"countdown", "simple_integration", "intermediate_integration", "polynomial_multiplication"}
 )
 #: Families whose own scorer was read and found to be plain comparison.
-PLAIN_SCORERS = frozenset({"chain_sum", "products", "spell_backward", "letter_jumble", "fraction_simplification"})
+PLAIN_SCORERS = frozenset({"chain_sum", "products", "spell_backward", "fraction_simplification"})
+#: Families that compare only as much of the answer as the gold answer is long.
+TAIL_BLIND = frozenset({"spell_backward", "letter_jumble"})
+_TAIL_VALUE = 0.5
+#: Some scorers add up fractions, so that a right answer may come out a little below 1.
+_RIGHT = 0.99
 
-_SAFE_LIST = re.compile(r"[A-Za-z0-9\s\[\],.'\"#*_-]*")
-_SAFE_EXPRESSION = re.compile(r"(?:[0-9\s+*/^()=-]|(?<=\d)\.|\.(?=\d)|\b(?:%NAMES%)\b)*".replace(
-    "%NAMES%", "[A-Za-z]|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|pi|Abs|abs"
-))
+_SAFE_LIST = re.compile(r"[A-Za-z0-9\s\[\],'\"#*_-]*")
+_FUNCTIONS = "sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|pi|Abs|abs"
+_SAFE_EXPRESSION = re.compile(rf"(?:[0-9\s+*/^()=-]|(?<=\d)\.|\.(?=\d)|\b(?:[A-Za-z]|{_FUNCTIONS})\b)*")
 
 
 def verify(prompt: Prompt, response: str) -> Score:
@@ -38,12 +46,18 @@ def verify(prompt: Prompt, response: str) -> Score:
     family = prompt.metadata["family"]
     if not safe_to_score(family, answer.text):
         return Score(0.0, feedback=WRONG_ANSWER, error=f"the answer is not of the form that {family} expects")
-    scorer = _scorer(family, _options(prompt))
-    entry = prompt.metadata["entry"]
-    value = float(scorer.score_answer(answer.text, entry))
-    if value < 1.0 and answer.text.endswith("."):
-        value = max(value, float(scorer.score_answer(answer.text.removesuffix("."), entry)))
-    return Score(value, feedback=None if value >= 0.99 else WRONG_ANSWER)
+    value = _family_score(_scorer(family, _options(prompt)), answer.text, prompt.metadata["entry"])
+    if family in TAIL_BLIND and answer.text.lower() != str(prompt.answer).lower():
+        value = min(value, _TAIL_VALUE)
+    return Score(value, feedback=None if value >= _RIGHT else WRONG_ANSWER)
+
+
+def _family_score(scorer: Any, answer: str, entry: dict[str, Any]) -> float:
+    """Score the answer as it stands and, where it ends in a full stop, without it; the better one counts."""
+    value = float(scorer.score_answer(answer, entry))
+    if value < _RIGHT and answer.endswith("."):
+        value = max(value, float(scorer.score_answer(answer.removesuffix("."), entry)))
+    return value
 
 
 def prepare(prompt: Prompt) -> None:
@@ -54,7 +68,7 @@ def prepare(prompt: Prompt) -> None:
 def safe_to_score(family: str, answer: str) -> bool:
     """Say whether the scorer of ``family`` can be given this answer without running a model's code."""
     if family in EVALUATED_LISTS:
-        return _SAFE_LIST.fullmatch(answer) is not None and "__" not in answer.replace("_ ", "")
+        return _SAFE_LIST.fullmatch(answer) is not None and "__" not in answer
     if family in EVALUATED_EXPRESSIONS:
         return _SAFE_EXPRESSION.fullmatch(answer) is not None
     return True

@@ -14,7 +14,8 @@ class Score:
     Attributes:
         value: the reward; 0 is wrong, 1 is right.
         feedback: a short remark on what was wrong, without the answer.
-        error: why the response could not be scored properly (time limit, failing verifier, too long); value is then 0.
+        error: why the response could not be scored properly (time limit, failing verifier, too long); value
+            is then 0.
     """
 
     value: float

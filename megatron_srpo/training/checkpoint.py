@@ -39,10 +39,8 @@ def finished_checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted(whole)
 
 
-def save_checkpoint(
-    root: Path, step: int, trainer: Trainer, progress: dict[str, Any], keep: int
-) -> Path:
-    """Save the run after ``step`` steps, then delete all but the newest ``keep``. A collective over all ranks.
+def save_checkpoint(root: Path, step: int, trainer: Trainer, progress: dict[str, Any], keep: int) -> Path:
+    """Save the run after ``step`` steps, then delete all but the newest ``keep``. A collective.
 
     Args:
         progress: plain data that the loop needs to go on (position, clocks); the same on every rank.
@@ -66,7 +64,9 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
         CheckpointError: the folder is no whole checkpoint of this model.
     """
     if not (folder / _FINISHED).is_file():
-        raise CheckpointError(f"{folder} is not a finished checkpoint; choose another or start without --resume")
+        raise CheckpointError(
+            f"{folder} is not a finished checkpoint; choose another or start without --resume"
+        )
     try:
         state = dist_checkpointing.load(_state(trainer, loading=True), str(folder))
     except (KeyError, ValueError, RuntimeError, dist_checkpointing.core.CheckpointingException) as error:

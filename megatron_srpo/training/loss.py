@@ -1,7 +1,7 @@
 """The algorithm-blind loss: per-token streams, log-probs and divergences to one number.
 
 loss = sum token_weights * importance_weights * (policy_mask * policy_loss
-       + distill_mask * distill_weights * ratio * divergence) / denominator     (docs/algorithms.md, section 6)
+       + distill_mask * distill_weights * ratio * divergence) / denominator   (docs/algorithms.md, section 6)
 
 Shape suffixes: R response tokens of a micro-batch, D those of them that are distilled, K teacher head width.
 """

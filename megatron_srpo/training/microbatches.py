@@ -24,7 +24,8 @@ class TokenSequence:
     def __post_init__(self) -> None:
         if not self.prompt or not self.response:
             raise ValueError(
-                f"a sequence needs prompt and response tokens; it has {len(self.prompt)} and {len(self.response)}"
+                f"a sequence needs prompt and response tokens; it has {len(self.prompt)} and "
+                f"{len(self.response)}"
             )
 
     @property

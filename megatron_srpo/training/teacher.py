@@ -39,11 +39,11 @@ class Teacher:
 
     Args:
         policy: the model being trained.
-        copy: a second model of the same layout and weights; needed by every mode but ``live``.
+        copy: a second model of the same layout and weights; ``None`` for mode ``live`` and where no algorithm
+            asks the teacher.
     """
 
     def __init__(self, config: TeacherConfig, policy: torch.nn.Module, copy: torch.nn.Module | None) -> None:
-        assert (copy is None) == (config.mode == "live")
         self.config = config
         self.policy = policy
         self.copy = copy
@@ -90,8 +90,9 @@ class Teacher:
 
     def _blend(self) -> tuple[list[torch.nn.Module], list[float]]:
         """Return the models whose logits make up the teacher's, with their shares."""
-        if self.copy is None:
+        if self.config.mode == "live":
             return [self.policy], [1.0]
+        assert self.copy is not None, "this run was built without a teacher"
         if self.config.mode == "trust_region":
             rate = self.config.trust_region_rate
             return [self.copy, self.policy], [1.0 - rate, rate]

@@ -13,19 +13,30 @@ from megatron_srpo.report.samples import RolloutSample, SamplesFile
 SETS = ("gcd", "lcm", "chain_sum")
 
 
-def row(step: int, *, seed: int = 0, top: float = 0.8, length_end: float = 30.0, total: int = 60) -> dict[str, Any]:
-    """One plausible training row: accuracy rises from 0.35 towards ``top``, length drifts to ``length_end``."""
+def row(
+    step: int, *, seed: int = 0, top: float = 0.8, length_end: float = 30.0, total: int = 60
+) -> dict[str, Any]:
+    """One plausible training row: accuracy goes from 0.35 to ``top``, length from 42 to ``length_end``."""
     noise = random.Random(seed * 100_003 + step)
     done = 1 - math.exp(-3 * step / total)
     accuracy = 0.35 + (top - 0.35) * done + noise.gauss(0, 0.02)
     length = 42 + (length_end - 42) * done + noise.gauss(0, 1)
     wrong = 1 - accuracy
-    seconds = {"generate": 3 + noise.random(), "reward": 0.2, "score": 0.9, "teacher": 0.8 * wrong, "update": 2.4}
+    seconds = {
+        "generate": 3 + noise.random(),
+        "reward": 0.2,
+        "score": 0.9,
+        "teacher": 0.8 * wrong,
+        "update": 2.4,
+    }
     values = {
         "step": step,
         "reward/mean": accuracy,
         "reward/accuracy": accuracy,
-        **{f"reward/{name}/accuracy": accuracy + shift for name, shift in zip(SETS, (0.08, 0, -0.08), strict=True)},
+        **{
+            f"reward/{name}/accuracy": accuracy + shift
+            for name, shift in zip(SETS, (0.08, 0, -0.08), strict=True)
+        },
         "reward/prompts_all_right": accuracy**3,
         "reward/prompts_all_wrong": wrong**3,
         "reward/prompts_mixed": 1 - accuracy**3 - wrong**3,
@@ -73,7 +84,11 @@ def row(step: int, *, seed: int = 0, top: float = 0.8, length_end: float = 30.0,
 
 def evaluation(step: int, *, seed: int = 0, top: float = 0.8, total: int = 60) -> dict[str, float]:
     """The evaluation metrics of one step."""
-    base = 0.33 + (top - 0.33) * (1 - math.exp(-3 * step / total)) + random.Random(seed * 7 + step).gauss(0, 0.01)
+    base = (
+        0.33
+        + (top - 0.33) * (1 - math.exp(-3 * step / total))
+        + random.Random(seed * 7 + step).gauss(0, 0.01)
+    )
     sets = dict(zip(SETS, (base + 0.1, base, base - 0.1), strict=True))
     return {
         "eval/accuracy": base,
@@ -93,7 +108,7 @@ def sample(step: int, index: int, text: str = "So the answer is 12 .") -> Rollou
         step=step,
         prompt_id=f"gcd/{step * 10 + index}",
         source="gcd",
-        prompt="<|im_start|>user\nWhat is the greatest common divisor of 24 and 36?<|im_end|>\n<|im_start|>assistant\n",
+        prompt="<|im_start|>user\nWhat is gcd(24, 36)?<|im_end|>\n<|im_start|>assistant\n",
         tokens=(*tokens, "<|im_end|>"),
         route="distill" if distill else "policy",
         reward=0.0 if distill else 1.0,
@@ -104,7 +119,9 @@ def sample(step: int, index: int, text: str = "So the answer is 12 .") -> Rollou
     )
 
 
-def write_run(folder: Path, *, steps: int = 60, evaluate_every: int = 10, seed: int = 0, **shape: Any) -> Path:
+def write_run(
+    folder: Path, *, steps: int = 60, evaluate_every: int = 10, seed: int = 0, **shape: Any
+) -> Path:
     """Write a whole run folder: metrics, rollouts and config."""
     metrics, samples = MetricsFile(folder / "metrics.jsonl"), SamplesFile(folder / "rollouts.jsonl")
     accuracy = {"top": shape["top"]} if "top" in shape else {}

@@ -1,0 +1,59 @@
+"""The models of a run on this rank, and the trainer that holds them."""
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.training import mini_batch_prompts
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.build import build_policy
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.ops import VocabShard
+from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
+from megatron_srpo.training.teacher import Teacher
+from megatron_srpo.training.trainer import Trainer
+from megatron_srpo.weights.load import load_hf
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> Trainer:
+    """Load the policy, the teacher and, where a KL penalty is on, the reference; wrap the policy to train.
+
+    Raises:
+        ConfigError: the layout cannot split the model.
+        WeightError: the model folder's tensors cannot be used.
+    """
+    wrapped = wrap_policy(_initial(config, arch, groups))
+    copy = None if not uses_teacher_copy(config) else _initial(config, arch, groups).eval()
+    penalised = config.algorithm.policy.kl_coefficient > 0
+    return Trainer(
+        policy=wrapped,
+        optimizer=PolicyOptimizer(config.optimizer, wrapped, optimizer_steps(config)),
+        teacher=Teacher(config.teacher, wrapped, copy),
+        reference=_initial(config, arch, groups).eval() if penalised else None,
+        groups=groups,
+        shard=VocabShard(
+            groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, config.model.vocab_multiple)
+        ),
+        config=config.algorithm,
+        temperature=config.rollout.temperature,
+        capacity=config.training.micro_batch_tokens,
+    )
+
+
+def uses_teacher_copy(config: RunConfig) -> bool:
+    """Say whether the teacher needs weights of its own."""
+    return config.algorithm.name != "grpo" and config.teacher.mode != "live"
+
+
+def optimizer_steps(config: RunConfig) -> int:
+    """Return the optimizer steps of the whole run."""
+    prompts = config.rollout.prompts_per_step
+    return config.training.steps * (prompts // mini_batch_prompts(config.training, prompts, 1))
+
+
+def _initial(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> GPTModel:
+    model = build_policy(arch, groups, _DTYPES[config.model.dtype], config.model.vocab_multiple)
+    load_hf(model, arch, config.model.path, groups)
+    return model

@@ -1,0 +1,268 @@
+"""The one table of how each Hugging Face tensor of a Qwen3 lies in Megatron-Core shards.
+
+The table is data: a :class:`Piece` says that one box of a Hugging Face tensor is one box of a rank's shard.
+Import, export and engine sync only walk over pieces; none of them knows what a QKV matrix looks like.
+
+The layout of Megatron-Core (``linear_qkv`` interleaves per key/value head; ``linear_fc1`` stacks gate over
+up within each tensor-parallel rank) stands in :data:`_LAYER_TABLE` and the functions that it names.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from megatron_srpo.model.architecture import Qwen3Architecture
+
+HF_EMBEDDING = "model.embed_tokens.weight"
+HF_FINAL_NORM = "model.norm.weight"
+HF_HEAD = "lm_head.weight"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open box of a tensor: ``start[d] <= index[d] < stop[d]`` in every dimension."""
+
+    start: Shape
+    stop: Shape
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index of a tensor (or of a safetensors slice)."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        total = 1
+        for length in self.shape:
+            total *= length
+        return total
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``hf_name[source]`` is ``parameter[target]``; the boxes have the same shape."""
+
+    hf_name: str
+    source: Box
+    target: Box
+
+    def __str__(self) -> str:
+        return f"{self.hf_name}{self.source} -> {self.target}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter of one rank.
+
+    Attributes:
+        parameter: its name in this rank's ``GPTModel`` (layers counted from 0 within the stage).
+        shape: of the local shard, vocabulary padding included. What no piece covers is padding and stays 0.
+        pieces: where its content comes from.
+        owner: whether this rank is the one to hand the content out. Replicated norms are owned by the first
+            tensor-parallel rank, and a tied head on the last stage is a copy of the embedding. So every
+            Hugging Face element has exactly one owner in a replica.
+    """
+
+    parameter: str
+    shape: Shape
+    pieces: tuple[Piece, ...]
+    owner: bool
+
+    def __str__(self) -> str:
+        mark = "" if self.owner else "  (copy)"
+        lines = [f"{self.parameter} {list(self.shape)}{mark}", *(f"    {piece}" for piece in self.pieces)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tensor- and pipeline-parallel position of one rank in its replica."""
+
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+
+
+def hf_shapes(arch: Qwen3Architecture) -> dict[str, Shape]:
+    """Return name and shape of every tensor of the Hugging Face model, in its usual order."""
+    hidden, head = arch.hidden_size, arch.head_dim
+    layer: dict[str, Shape] = {
+        "self_attn.q_proj.weight": (arch.num_heads * head, hidden),
+        "self_attn.k_proj.weight": (arch.num_kv_heads * head, hidden),
+        "self_attn.v_proj.weight": (arch.num_kv_heads * head, hidden),
+        "self_attn.o_proj.weight": (hidden, arch.num_heads * head),
+        "self_attn.q_norm.weight": (head,),
+        "self_attn.k_norm.weight": (head,),
+        "mlp.gate_proj.weight": (arch.ffn_hidden_size, hidden),
+        "mlp.up_proj.weight": (arch.ffn_hidden_size, hidden),
+        "mlp.down_proj.weight": (hidden, arch.ffn_hidden_size),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    shapes: dict[str, Shape] = {HF_EMBEDDING: (arch.vocab_size, hidden)}
+    for index in range(arch.num_layers):
+        shapes.update({f"model.layers.{index}.{name}": shape for name, shape in layer.items()})
+    shapes[HF_FINAL_NORM] = (hidden,)
+    if not arch.tied_embeddings:
+        shapes[HF_HEAD] = (arch.vocab_size, hidden)
+    return shapes
+
+
+@lru_cache(maxsize=64)
+def rank_table(arch: Qwen3Architecture, place: Place, vocab_rows: int) -> tuple[Entry, ...]:
+    """Return every parameter of the rank at ``place``, in the order of the model.
+
+    Args:
+        vocab_rows: rows of the embedding shard, with vocabulary padding (``padded_vocab_size / tp_size``).
+    """
+    first, last = place.pp_rank == 0, place.pp_rank == place.pp_size - 1
+    layers = arch.num_layers // place.pp_size
+    entries: list[Entry] = []
+    if first:
+        pieces = _vocab_rows(arch, place, HF_EMBEDDING, vocab_rows)
+        shape = (vocab_rows, arch.hidden_size)
+        entries.append(Entry("embedding.word_embeddings.weight", shape, pieces, owner=True))
+    for local in range(layers):
+        entries.extend(_layer_entries(arch, place, local, place.pp_rank * layers + local))
+    if last:
+        pieces = _whole(HF_FINAL_NORM, (arch.hidden_size,))
+        owner = place.tp_rank == 0
+        entries.append(Entry("decoder.final_layernorm.weight", (arch.hidden_size,), pieces, owner))
+        entries.extend(_head_entries(arch, place, vocab_rows))
+    return tuple(entries)
+
+
+def _head_entries(arch: Qwen3Architecture, place: Place, vocab_rows: int) -> list[Entry]:
+    tied = arch.tied_embeddings
+    if tied and place.pp_size == 1:
+        return []  # the embedding itself is the head
+    pieces = _vocab_rows(arch, place, HF_EMBEDDING if tied else HF_HEAD, vocab_rows)
+    return [Entry("output_layer.weight", (vocab_rows, arch.hidden_size), pieces, owner=not tied)]
+
+
+def _layer_entries(arch: Qwen3Architecture, place: Place, local: int, index: int) -> Iterable[Entry]:
+    for name, pieces_of in _LAYER_TABLE.items():
+        pieces = pieces_of(arch, place, f"model.layers.{index}.")
+        shape = tuple(max(stops) for stops in zip(*(piece.target.stop for piece in pieces), strict=True))
+        replicated = len(shape) == 1
+        owner = place.tp_rank == 0 or not replicated
+        yield Entry(f"decoder.layers.{local}.{name}", shape, pieces, owner)
+
+
+def _whole(hf_name: str, shape: Shape) -> tuple[Piece, ...]:
+    box = Box((0,) * len(shape), shape)
+    return (Piece(hf_name, box, box),)
+
+
+def _vocab_rows(arch: Qwen3Architecture, place: Place, hf_name: str, rows: int) -> tuple[Piece, ...]:
+    """Give a rank its run of vocabulary rows; rows past the vocabulary are padding."""
+    start = min(place.tp_rank * rows, arch.vocab_size)
+    stop = min(start + rows, arch.vocab_size)
+    if start == stop:
+        return ()
+    source = Box((start, 0), (stop, arch.hidden_size))
+    return (Piece(hf_name, source, Box((0, 0), source.shape)),)
+
+
+PieceBuilder = Callable[[Qwen3Architecture, Place, str], tuple[Piece, ...]]
+
+
+def _norm(name: str, size: Callable[[Qwen3Architecture], int]) -> PieceBuilder:
+    def build(arch: Qwen3Architecture, place: Place, prefix: str) -> tuple[Piece, ...]:
+        return _whole(prefix + name, (size(arch),))
+
+    return build
+
+
+def _columns(name: str, inputs: Callable[[Qwen3Architecture], int]) -> PieceBuilder:
+    """Build the pieces of a row-parallel matrix: each rank has a run of the input columns."""
+
+    def build(arch: Qwen3Architecture, place: Place, prefix: str) -> tuple[Piece, ...]:
+        width = inputs(arch) // place.tp_size
+        source = Box((0, place.tp_rank * width), (arch.hidden_size, (place.tp_rank + 1) * width))
+        return (Piece(prefix + name, source, Box((0, 0), source.shape)),)
+
+    return build
+
+
+def _gate_over_up(arch: Qwen3Architecture, place: Place, prefix: str) -> tuple[Piece, ...]:
+    rows, hidden = arch.ffn_hidden_size // place.tp_size, arch.hidden_size
+    source = Box((place.tp_rank * rows, 0), ((place.tp_rank + 1) * rows, hidden))
+    return (
+        Piece(prefix + "mlp.gate_proj.weight", source, Box((0, 0), (rows, hidden))),
+        Piece(prefix + "mlp.up_proj.weight", source, Box((rows, 0), (2 * rows, hidden))),
+    )
+
+
+def _qkv_by_group(arch: Qwen3Architecture, place: Place, prefix: str) -> tuple[Piece, ...]:
+    """Interleave per key/value head: its query heads, then its key head, then its value head."""
+    groups = arch.num_kv_heads // place.tp_size
+    head_rows = {
+        "q": arch.num_heads // arch.num_kv_heads * arch.head_dim,
+        "k": arch.head_dim,
+        "v": arch.head_dim,
+    }
+    pieces, row = [], 0
+    for group in range(place.tp_rank * groups, (place.tp_rank + 1) * groups):
+        for kind, rows in head_rows.items():
+            source = Box((group * rows, 0), ((group + 1) * rows, arch.hidden_size))
+            target = Box((row, 0), (row + rows, arch.hidden_size))
+            pieces.append(Piece(f"{prefix}self_attn.{kind}_proj.weight", source, target))
+            row += rows
+    return tuple(pieces)
+
+
+# Parameter of a Megatron-Core layer -> the function that lists its pieces.
+_LAYER_TABLE: dict[str, PieceBuilder] = {
+    "input_layernorm.weight": _norm("input_layernorm.weight", lambda arch: arch.hidden_size),
+    "self_attention.linear_proj.weight": _columns(
+        "self_attn.o_proj.weight", lambda arch: arch.num_heads * arch.head_dim
+    ),
+    "self_attention.linear_qkv.weight": _qkv_by_group,
+    "self_attention.q_layernorm.weight": _norm("self_attn.q_norm.weight", lambda arch: arch.head_dim),
+    "self_attention.k_layernorm.weight": _norm("self_attn.k_norm.weight", lambda arch: arch.head_dim),
+    "pre_mlp_layernorm.weight": _norm("post_attention_layernorm.weight", lambda arch: arch.hidden_size),
+    "mlp.linear_fc1.weight": _gate_over_up,
+    "mlp.linear_fc2.weight": _columns("mlp.down_proj.weight", lambda arch: arch.ffn_hidden_size),
+}
+
+
+@dataclass(frozen=True)
+class OwnedPiece:
+    """A piece together with the rank and parameter that own it."""
+
+    place: Place
+    parameter: str
+    piece: Piece
+
+
+@lru_cache(maxsize=16)
+def owners_by_tensor(
+    arch: Qwen3Architecture, tp_size: int, pp_size: int, vocab_rows: int
+) -> dict[str, tuple[OwnedPiece, ...]]:
+    """Return the inverse table: for each Hugging Face tensor, in order, who owns which of its boxes."""
+    owners: dict[str, list[OwnedPiece]] = {name: [] for name in hf_shapes(arch)}
+    for pp_rank in range(pp_size):
+        for tp_rank in range(tp_size):
+            place = Place(tp_rank, tp_size, pp_rank, pp_size)
+            for entry in rank_table(arch, place, vocab_rows):
+                if entry.owner:
+                    for piece in entry.pieces:
+                        owners[piece.hf_name].append(OwnedPiece(place, entry.parameter, piece))
+    return {name: tuple(pieces) for name, pieces in owners.items()}
+
+
+def format_table(entries: Iterable[Entry]) -> str:
+    """Write entries for a person to read, one parameter with its pieces after another."""
+    return "\n".join(str(entry) for entry in entries)

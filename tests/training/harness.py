@@ -1,0 +1,189 @@
+"""One training step on a fixed batch of made-up rollouts, in any layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_srpo.algorithms import build_algorithm
+from megatron_srpo.algorithms.types import BehaviourLogProbs, ScoredRollouts, TeacherEvidence
+from megatron_srpo.config.algorithm import AlgorithmConfig
+from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.build import build_policy
+from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
+from megatron_srpo.ops import VocabShard
+from megatron_srpo.training.loss import TrainingSample
+from megatron_srpo.training.microbatches import TokenSequence
+from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
+from megatron_srpo.training.teacher import Teacher
+from megatron_srpo.training.trainer import Trainer, UpdateResult
+from megatron_srpo.weights.gather import hf_tensors
+from megatron_srpo.weights.load import load_hf
+
+VOCAB_MULTIPLE = 8  # little padding for a vocabulary of 96, but some with TP 2 and more
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one batch is computed. ``order`` permutes the prompt groups."""
+
+    tp: int = 1
+    pp: int = 1
+    capacity: int = 4096
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class FixedRollout:
+    """A rollout that no engine sampled: tokens, reward, prompt group, the engine's log-probs."""
+
+    group: int
+    sequence: TokenSequence
+    teacher_sequence: TokenSequence
+    reward: float
+    rollout_R: torch.Tensor
+
+
+def fixed_rollouts(groups: int = 4, samples: int = 4, vocab: int = 96, seed: int = 3) -> list[FixedRollout]:
+    """Make rollouts: group 0 all wrong, group 1 all right, the others mixed; lengths differ widely."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, count: int) -> list[int]:
+        return torch.randint(low, high, (count,), generator=generator).tolist()
+
+    rollouts = []
+    for group in range(groups):
+        prompt = tuple(integers(0, vocab, *integers(3, 12, 1)))
+        hint = tuple(integers(0, vocab, *integers(10, 30, 1)))
+        for sample in range(samples):
+            response = tuple(integers(0, vocab, *integers(1, 25, 1)))
+            reward = {0: 0.0, 1: 1.0}.get(group, float(sample % 2))
+            rollout = torch.rand(len(response), generator=generator) * -6 - 1
+            rollouts.append(
+                FixedRollout(
+                    group,
+                    TokenSequence(prompt, response),
+                    TokenSequence(prompt + hint, response),
+                    reward,
+                    rollout,
+                )
+            )
+    return rollouts
+
+
+def make_trainer(
+    folder: str,
+    groups: ProcessGroups,
+    algorithm: AlgorithmConfig,
+    teacher: TeacherConfig | None = None,
+    optimizer: OptimizerConfig | None = None,
+    capacity: int = 4096,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Trainer:
+    """Build a trainer from a Hugging Face folder."""
+    teacher = teacher or TeacherConfig()
+    arch = Qwen3Architecture.from_hf_folder(folder)
+
+    def load() -> torch.nn.Module:
+        model = build_policy(arch, groups, dtype, VOCAB_MULTIPLE)
+        load_hf(model, arch, folder, groups)
+        return model
+
+    policy = wrap_policy(load())
+    optimizer = optimizer or OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
+    return Trainer(
+        policy=policy,
+        optimizer=PolicyOptimizer(optimizer, policy, total_steps=10),
+        teacher=Teacher(teacher, policy, None if teacher.mode == "live" else load().eval()),
+        reference=load().eval() if algorithm.policy.kl_coefficient > 0 else None,
+        groups=groups,
+        shard=VocabShard(
+            groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)
+        ),
+        config=algorithm,
+        temperature=temperature,
+        capacity=capacity,
+    )
+
+
+def replica_rollouts(rollouts: Sequence[FixedRollout], layout: Layout, groups: ProcessGroups) -> list[FixedRollout]:
+    """Return this replica's share: whole prompt groups, dealt out in the layout's order."""
+    count = max(rollout.group for rollout in rollouts) + 1
+    order = list(layout.order or range(count))[groups.dp_rank :: groups.dp_size]
+    return [rollout for group in order for rollout in rollouts if rollout.group == group]
+
+
+def train_step(trainer: Trainer, rollouts: Sequence[FixedRollout]) -> UpdateResult | None:
+    """Assign, score, teach and update once; then let the teacher follow."""
+    machine = build_algorithm(trainer.config)
+    assignment = machine.assign(
+        ScoredRollouts(
+            reward_N=torch.tensor([r.reward for r in rollouts], dtype=torch.float64),
+            group_N=torch.tensor([r.group for r in rollouts]),
+            has_feedback_N=torch.zeros(len(rollouts), dtype=torch.bool),
+            demonstrable_N=torch.ones(len(rollouts), dtype=torch.bool),
+        )
+    )
+    sequences = [r.sequence for r in rollouts]
+    old = trainer.score(sequences)
+    reference = trainer.score_reference(sequences)
+    wanted = assignment.needs_teacher_N.nonzero().flatten().tolist()
+    taught, lessons = trainer.teach({index: rollouts[index].teacher_sequence for index in wanted})
+    evidence = {
+        index: TeacherEvidence(taught.lessons[at].scores.entropy_R, taught.lessons[at].scores.log_prob_R)
+        for index, at in lessons.items()
+    }
+    behaviour = [
+        BehaviourLogProbs(score.log_prob_R, rollout.rollout_R)
+        for score, rollout in zip(old, rollouts, strict=True)
+    ]
+    streams = machine.streams(assignment, behaviour, evidence)
+    samples = [
+        TrainingSample(
+            sequence=sequences[index],
+            streams=streams[index],
+            old_R=old[index].log_prob_R,
+            reference_R=reference[index].log_prob_R if reference[index] is not None else None,
+            lesson=taught.lessons[lessons[index]] if index in lessons else None,
+        )
+        for index in range(len(rollouts))
+    ]
+    result = trainer.update(samples, taught)
+    trainer.teacher.update()
+    return result
+
+
+def full_weights(trainer: Trainer, folder: str) -> dict[str, torch.Tensor]:
+    """Gather the policy's tensors under their Hugging Face names (a collective of the replica)."""
+    arch = Qwen3Architecture.from_hf_folder(folder)
+    return {name: tensor.clone() for name, tensor in hf_tensors(trainer.policy, arch, trainer.groups)}
+
+
+def steps_in_layout(
+    rank: int,
+    world: int,
+    folder: str,
+    layout: Layout,
+    algorithm: AlgorithmConfig,
+    options: dict[str, Any],
+    steps: int = 1,
+) -> dict[str, Any]:
+    """Train ``steps`` steps on the fixed batch; return what must not depend on the layout."""
+    groups = initialize_parallel(layout.tp, layout.pp)
+    trainer = make_trainer(folder, groups, algorithm, capacity=layout.capacity, **options)
+    results = []
+    for step in range(steps):
+        rollouts = replica_rollouts(fixed_rollouts(seed=3 + step), layout, groups)
+        results.append(train_step(trainer, rollouts))
+    last = results[-1]
+    assert last is not None
+    return {
+        "sums": last.sums,
+        "denominator": last.scale.denominator,
+        "distill_scale": last.scale.distill_scale,
+        "grad_norms": [result.optimizer.grad_norm for result in results if result is not None],
+        "weights": full_weights(trainer, folder),
+    }

@@ -45,6 +45,11 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**environment, **(extra or {})}
 
 
+def limit_threads() -> None:
+    """Give this process's future children one OpenMP thread each, unless the user has chosen otherwise."""
+    os.environ.update(child_environment())
+
+
 def has_cuda() -> bool:
     """Say whether this process can use a CUDA device."""
     return torch.cuda.is_available()

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from megatron_srpo.doctor.types import Check
 from megatron_srpo.errors import ModelError
 from megatron_srpo.model.architecture import Qwen3Architecture, read_hf_config
@@ -18,16 +20,24 @@ def check_model_folder(folder: str | Path) -> list[Check]:
     except ModelError as error:
         return [Check("model", "fail", str(error), "give the folder of a dense Qwen3 in Hugging Face format")]
     shape = f"dense Qwen3, {architecture.num_layers} layers x {architecture.hidden_size}, "
-    checks = [
+    return [
         Check("model", "ok", shape + f"vocabulary {architecture.vocab_size}"),
         check_weight_files(folder),
+        *check_tokenizer(folder, architecture),
     ]
+
+
+def check_tokenizer(folder: str | Path, architecture: Qwen3Architecture) -> list[Check]:
+    """Load the tokenizer; compare it with the vocabulary and try its chat template."""
+    remedy = "copy tokenizer.json and tokenizer_config.json from the model's source into the folder"
+    if not Path(folder, "tokenizer.json").is_file():  # transformers would make an empty tokenizer up
+        return [Check("tokenizer", "fail", "the folder holds no tokenizer.json", remedy)]
     try:
         tokenizer = load_tokenizer(folder)
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file: report it as a finding
-        remedy = "copy tokenizer.json and tokenizer_config.json from the model's source into the folder"
-        return [*checks, Check("tokenizer", "fail", f"cannot be loaded: {error}", remedy)]
-    return [*checks, check_vocabulary(tokenizer, architecture, read_hf_config(folder)), check_chat(tokenizer)]
+    except Exception as error:  # boundary: tokenizers raises bare Exception for a damaged file
+        return [Check("tokenizer", "fail", f"cannot be loaded: {error!r}", remedy)]
+    config = read_hf_config(folder)
+    return [check_vocabulary(tokenizer, architecture, config), check_chat(tokenizer)]
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -87,8 +97,11 @@ def check_chat(tokenizer: Any) -> Check:
     remedy = "copy chat_template.jinja (or tokenizer_config.json) from the model's source into the folder"
     if not tokenizer.chat_template:
         return Check(name, "fail", "the tokenizer has none", remedy)
-    without = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=False)
-    prompt = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    try:
+        without = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=False)
+        prompt = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        return Check(name, "fail", f"cannot be applied: {error}", remedy)
     if QUESTION[0]["content"] not in prompt:
         return Check(name, "fail", f"drops the question; it gives {prompt!r}", remedy)
     if prompt == without:

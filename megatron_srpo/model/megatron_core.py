@@ -1,42 +1,75 @@
-"""The one door to Megatron-Core for the model and weights rooms.
+"""The one door to Megatron-Core for the model, weights and training rooms.
 
 Megatron-Core must be made usable on this machine before its first import. Doing that here, and not in a
 package's ``__init__``, keeps what needs no Megatron (architecture, layout checks) quick to import.
 """
 
-# ruff: noqa: E402  the imports must follow the preparation
+import warnings
+
+import torch.utils._device
 
 from megatron_srpo import platform
 
-platform.prepare_megatron()
+# Without CUDA the next lines wrap torch's factory functions. ``torch.device(...)`` as a context, by which
+# transformers loads models, knows these functions by identity and remembers them at its first use: let it do
+# so while they are the originals, or loaded models get uninitialised RoPE frequencies.
+torch.utils._device._device_constructors()
 
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
-from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_config import TransformerConfig
+with warnings.catch_warnings():
+    # It announces, file by file, that it does without Apex and Transformer Engine. So we know.
+    warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed")
+    platform.prepare_megatron()
+    from megatron.core import __version__ as version
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+    from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+    from megatron.core.transformer.module import Float16Module
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import (
+        TransformerBlockSubmodules,
+        get_num_layers_to_build,
+    )
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
 __all__ = [
+    "CheckpointingException",
     "ColumnParallelLinear",
     "DistributedDataParallel",
+    "DistributedDataParallelConfig",
     "Float16Module",
     "GPTModel",
+    "MegatronOptimizer",
+    "MegatronOptimizerConfig",
     "ModuleSpec",
+    "OptimizerParamScheduler",
     "PackedSeqParams",
     "ProcessGroupCollection",
+    "ShardedObject",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "dist_checkpointing",
+    "finalize_model_grads",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
+    "get_megatron_optimizer",
     "get_num_layers_to_build",
+    "make_sharded_optimizer_tensor",
     "parallel_state",
     "tensor_parallel",
+    "version",
 ]

@@ -15,7 +15,6 @@ from megatron_srpo.ops.log_prob import (
     check_targets,
     vocab_parallel_entropy,
     vocab_parallel_log_prob,
-    vocab_parallel_log_prob_at,
 )
 from megatron_srpo.ops.projection import vocab_parallel_logits
 from megatron_srpo.ops.shard import VocabShard
@@ -30,7 +29,6 @@ __all__ = [
     "vocab_parallel_entropy",
     "vocab_parallel_gather",
     "vocab_parallel_log_prob",
-    "vocab_parallel_log_prob_at",
     "vocab_parallel_logits",
     "vocab_parallel_topk",
     "vocab_parallel_topk_divergence",

@@ -12,6 +12,7 @@ Gradients go to the student only, through M as well. The derivative of the loss 
 cancels, because m/m = 1. Through the softmax the gradient of the logits is slope - s * (sum of slopes).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,12 +20,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_srpo.errors import ConfigError
-from megatron_srpo.ops.log_prob import vocab_parallel_log_prob_at
 from megatron_srpo.ops.shard import VocabShard, log_softmax_columns, math_dtype
 from megatron_srpo.ops.topk import vocab_parallel_gather, vocab_parallel_topk
 
-TAIL_LOG_MASS_MAX = -1e-7
-"""Upper clamp of the log of the top-k mass, so that the tail's log-probability exists."""
+_TAIL_LOG_PROB_MIN = math.log(-math.expm1(-1e-7))
+"""Lower clamp of the tail's log-probability: the log of the top-k mass is held at or below -1e-7."""
 
 _LOG_RATIO_MAX = 40.0
 """From here on expm1(x) is exp(x) to the last bit of float64, and later exp would overflow."""
@@ -50,24 +50,67 @@ def _log_mixture_ratios(delta: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return beyond.add_(ratio), ratio.sub_(bounded)
 
 
-def _events(log_s_TN: Tensor, log_t_TN: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def _events(
+    log_s_TN: Tensor, log_t_TN: Tensor, alpha: float, *, whole: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """(sum of the loss over these events (T,), slope_TN, student probabilities_TN) from log-probabilities.
 
-    The KL forms carry + q - p for KL(p||q). Over a distribution that sums to zero (to 1e-7 where the clamp of
-    the tail is active), and it makes every term non-negative, so that an error of the normaliser enters
-    squared: a small KL keeps its digits in fp32.
+    `whole`: over all events (of all ranks) both sides sum to exactly 1. Then the KL forms carry + q - p for
+    KL(p||q), which sums to zero and makes every term non-negative, so that an error of the normaliser enters
+    squared and a small KL keeps its digits in fp32. The clamp of the tail breaks that sum, by up to 1e-7.
     """
     s_TN, t_TN = log_s_TN.exp(), log_t_TN.exp()
     delta_TN = log_t_TN - log_s_TN
     if alpha == 0.0:
-        slope_TN = s_TN - t_TN
-        return _weighted(t_TN, delta_TN).add_(slope_TN).sum(dim=1), slope_TN, s_TN
-    if alpha == 1.0:
-        slope_TN = _weighted(s_TN, -delta_TN)
-        return (slope_TN + t_TN).sub_(s_TN).sum(dim=1), slope_TN, s_TN
-    ratio_s_TN, ratio_t_TN = _log_mixture_ratios(delta_TN, alpha)
-    slope_TN = _weighted(s_TN, ratio_s_TN).mul_(alpha - 1.0)
-    return _weighted(t_TN, ratio_t_TN).mul_(-alpha).add_(slope_TN).sum(dim=1), slope_TN, s_TN
+        loss_TN = _weighted(t_TN, delta_TN)
+        slope_TN = s_TN - t_TN if whole else -t_TN
+        loss_TN = loss_TN.add_(slope_TN) if whole else loss_TN
+    elif alpha == 1.0:
+        loss_TN = _weighted(s_TN, -delta_TN)
+        slope_TN = loss_TN if whole else loss_TN + s_TN
+        loss_TN = (loss_TN + t_TN).sub_(s_TN) if whole else loss_TN
+    else:
+        ratio_s_TN, ratio_t_TN = _log_mixture_ratios(delta_TN, alpha)
+        slope_TN = _weighted(s_TN, ratio_s_TN).mul_(alpha - 1.0)
+        loss_TN = _weighted(t_TN, ratio_t_TN).mul_(-alpha).add_(slope_TN)
+    return loss_TN.sum(dim=1), slope_TN, s_TN
+
+
+class _TopAndTail(torch.autograd.Function):
+    """Log-probabilities of K distinct ids and of everything else: (T, K + 1), the same on every rank.
+
+    The tail's log(1 - mass of the K) is formed as the log of the sum over the rest: the same number, but in
+    fp32 1 - mass has lost all digits below 1e-7, and KL(T||S) would show it when the student is sure and
+    wrong. Of size T x V it keeps the probabilities of the rest, r; with g the gradient of the result and G
+    its sum, the gradient of the logits is r * (g_tail / sum(r) - G) outside the K and g_k - p_k G at them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_TV: Tensor, ids_TK: Tensor, shard: VocabShard) -> Tensor:
+        (log_p_TV,) = log_softmax_columns((logits_TV,), math_dtype(logits_TV), shard)
+        log_p_TV = shard.with_padding(log_p_TV)
+        local_TK, owned_TK, _ = shard.locate(ids_TK)
+        chosen_TK = torch.where(owned_TK, log_p_TV.gather(1, local_TK), 0.0)
+        rest_TV = log_p_TV.exp_()
+        rest_TV[:, shard.valid_local :] = 0.0
+        rest_TV.scatter_add_(1, local_TK, torch.where(owned_TK, -chosen_TK.exp(), 0.0))
+        sums = shard.sum_(torch.cat([chosen_TK, rest_TV.sum(dim=1, keepdim=True)], dim=1))
+        log_p_TK, rest_T1 = sums[:, :-1], sums[:, -1:]
+        ctx.save_for_backward(rest_TV, rest_T1, log_p_TK, local_TK, owned_TK)
+        ctx.logits_dtype = logits_TV.dtype
+        return torch.cat([log_p_TK, rest_T1.log().clamp_(min=_TAIL_LOG_PROB_MIN)], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor, None, None]:
+        rest_TV, rest_T1, log_p_TK, local_TK, owned_TK = ctx.saved_tensors
+        clamped_T1 = rest_T1.log() < _TAIL_LOG_PROB_MIN
+        grad_TK, tail_T1 = grad_TN[:, :-1], grad_TN[:, -1:].masked_fill(clamped_T1, 0.0)
+        total_T1 = grad_TK.sum(dim=1, keepdim=True) + tail_T1
+        grad_TV = rest_TV * (tail_T1 / rest_T1.masked_fill(clamped_T1, 1.0) - total_T1)
+        chosen_TK = grad_TK - log_p_TK.exp() * total_T1
+        grad_TV.scatter_add_(1, local_TK, torch.where(owned_TK, chosen_TK, 0.0))
+        return grad_TV.to(ctx.logits_dtype), None, None
 
 
 class _FullDivergence(torch.autograd.Function):
@@ -76,7 +119,7 @@ class _FullDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard) -> Tensor:
         log_s_TV, log_t_TV = log_softmax_columns((student_TV, teacher_TV), math_dtype(student_TV), shard)
-        loss_T, slope_TV, s_TV = _events(log_s_TV, log_t_TV, alpha)
+        loss_T, slope_TV, s_TV = _events(log_s_TV, log_t_TV, alpha, whole=True)
         sums_2T = shard.sum_(torch.stack([loss_T, slope_TV.sum(dim=1)]))
         if ctx.needs_input_grad[0]:
             grad_TV = slope_TV.sub_(s_TV.mul_(sums_2T[1][:, None]))
@@ -94,16 +137,16 @@ class _EventDivergence(torch.autograd.Function):
     """Divergence of two sets of log-probabilities that every rank holds whole; gradient to the student's."""
 
     @staticmethod
-    def forward(ctx: Any, log_s_TN: Tensor, log_t_TN: Tensor, alpha: float) -> Tensor:
-        loss_T, slope_TN, _ = _events(log_s_TN, log_t_TN, alpha)
+    def forward(ctx: Any, log_s_TN: Tensor, log_t_TN: Tensor, alpha: float, whole: bool) -> Tensor:
+        loss_T, slope_TN, _ = _events(log_s_TN, log_t_TN, alpha, whole=whole)
         ctx.save_for_backward(slope_TN)
         return loss_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None, None]:
         (slope_TN,) = ctx.saved_tensors
-        return slope_TN * grad_T[:, None], None, None
+        return slope_TN * grad_T[:, None], None, None, None
 
 
 def vocab_parallel_divergence(
@@ -138,17 +181,10 @@ def vocab_parallel_topk_divergence(
     _check(student_TV, teacher_TV, alpha, shard)
     _, ids_TK = vocab_parallel_topk(student_TV, k, shard)
     dtype = math_dtype(student_TV)
-    log_probs = _with_tail if tail else _renormalised
+    log_probs = _TopAndTail.apply if tail else _renormalised
     log_s_TN = log_probs(student_TV, ids_TK, shard).to(dtype)
     log_t_TN = log_probs(teacher_TV.detach(), ids_TK, shard).to(dtype)
-    return _EventDivergence.apply(log_s_TN, log_t_TN, alpha)
-
-
-def _with_tail(logits_TV: Tensor, ids_TK: Tensor, shard: VocabShard) -> Tensor:
-    """Log-probabilities of the ids and of everything else: (T, K + 1)."""
-    log_p_TK = vocab_parallel_log_prob_at(logits_TV, ids_TK, shard)
-    log_mass_T1 = log_p_TK.logsumexp(dim=1, keepdim=True).clamp(max=TAIL_LOG_MASS_MAX)
-    return torch.cat([log_p_TK, log_mass_T1.expm1().neg().log()], dim=1)
+    return _EventDivergence.apply(log_s_TN, log_t_TN, alpha, not tail)
 
 
 def _renormalised(logits_TV: Tensor, ids_TK: Tensor, shard: VocabShard) -> Tensor:

@@ -1,6 +1,6 @@
 """Log-probabilities, entropy and log-normaliser of sharded logits, with exact gradients.
 
-Shapes: T tokens, V local vocabulary (padding included), K ids per token.
+Shapes: T tokens, V local vocabulary (padding included), K ids per token (here 0 or 1).
 
 With s = softmax(x): d log s_j / dx = e_j - s; dH / dx = -s (log s + H); d log-normaliser / dx = s.
 Backward needs no collective: every rank knows the normaliser and receives the same grad_output.
@@ -110,16 +110,6 @@ def vocab_parallel_log_prob(
     shard.check_shapes(logits_TV, target_T1)
     log_prob_T1, entropy_T, log_normaliser_T = _LogProb.apply(logits_TV, target_T1, shard, entropy)
     return LogProbs(log_prob_T1.squeeze(1), entropy_T, log_normaliser_T)
-
-
-def vocab_parallel_log_prob_at(logits_TV: Tensor, ids_TK: Tensor, shard: VocabShard) -> Tensor:
-    """Log-probabilities (over the full vocabulary) of K global ids per token: (T, K), differentiable.
-
-    Costs and ids outside the vocabulary as for `vocab_parallel_log_prob`; the second all-reduce carries K + 1
-    numbers per token.
-    """
-    shard.check_shapes(logits_TV, ids_TK)
-    return _LogProb.apply(logits_TV, ids_TK, shard, False)[0]
 
 
 def vocab_parallel_entropy(logits_TV: Tensor, shard: VocabShard) -> Tensor:

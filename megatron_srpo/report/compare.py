@@ -245,6 +245,7 @@ def draw_comparison(figure: "Figure", groups: Groups) -> None:
     _panel(panels[2], groups, "reward/accuracy", "Training accuracy", "step")
     _panel(panels[3], groups, "response/length_mean", "Response length (tokens)", "step")
     _panel(panels[4], groups, "time/step", "Seconds per step", "step")
+    panels[4].set_ylim(bottom=0)
     _phase_panel(panels[5], groups)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), fontsize=10)

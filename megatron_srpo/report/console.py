@@ -64,6 +64,8 @@ class Progress:
         """Show one finished step: ``metrics`` is its row of metrics.jsonl (missing metrics are left out)."""
         self._last = dict(metrics)
         self.current_step = int(metrics["step"] or 0)
+        if self.current_step == self._marks[-1][0]:
+            self._marks.pop()  # the evaluation before the first step is not part of any step's time
         self._marks.append((self.current_step, self._clock()))
         if not self.enabled:
             return
@@ -163,7 +165,7 @@ def _step_parts(metrics: Row) -> list[str]:
         "reward/accuracy": "accuracy {:.3f}",
         "routes": "policy/distill/dropped {}",
         "response/length_mean": "length {:.1f}",
-        "response/truncated_share": "cut {:.0%}",
+        "response/truncated_share": "truncated {:.0%}",
         "optim/grad_norm": "grad {:.3g}",
         "time/step": "{:.1f} s",
     }

@@ -143,12 +143,13 @@ def _evaluation_tile(run: RunData) -> tuple[str, str, str] | None:
 
 
 def _ends_tile(run: RunData, metric: str, label: str, form: str) -> tuple[str, str, str] | None:
-    _, values = run.series(metric)
+    steps, values = run.series(metric)
     if not values:
         return None
     ends = [sum(part) / len(part) for part in (values[:_ENDS], values[-_ENDS:])]
-    note = f"mean of first and last {_ENDS} steps" if len(values) > _ENDS else f"{len(values)} steps so far"
-    return label, " → ".join(form.format(end) for end in ends), note
+    if len(values) < 2 * _ENDS:
+        return label, form.format(values[-1]), f"at step {steps[-1]}"
+    return label, " → ".join(form.format(end) for end in ends), f"mean of first and last {_ENDS} steps"
 
 
 def _warnings_box(run: RunData, warned: Sequence[Warned]) -> str:
@@ -184,7 +185,7 @@ def _evaluation_row(run: RunData, label: str, prefix: str) -> list[str]:
 def _charts_section(run: RunData) -> str:
     cards = "".join(_card(chart, run) for chart in CHARTS if not chart.missing(run))
     missing = [f"{chart.title} ({', '.join(chart.metrics)})" for chart in CHARTS if chart.missing(run)]
-    note = f'<p class="missing">Not in this run: {escape("; ".join(missing))}.</p>' if missing else ""
+    note = f'<p class="note missing">Not in this run: {escape("; ".join(missing))}.</p>' if missing else ""
     return f'<h2>Curves</h2><div class="charts">{cards}</div>{note}'
 
 

@@ -112,9 +112,9 @@ h1{font-size:26px;margin:0 0 2px;overflow-wrap:anywhere}
 h2{font-size:19px;margin:38px 0 12px;padding-bottom:5px;border-bottom:1px solid var(--rule)}
 h3{font-size:14px;margin:0 0 2px}
 .sub{opacity:.75;margin:0 0 18px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(148px,1fr));gap:12px}
-.tile{border:1px solid var(--rule);border-radius:8px;padding:10px 14px}
-.tile b{display:block;white-space:nowrap;font-size:19px;line-height:1.3;font-variant-numeric:tabular-nums}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:12px}
+.tile{border:1px solid var(--rule);border-radius:8px;padding:10px 12px}
+.tile b{display:block;white-space:nowrap;font-size:18px;line-height:1.3;font-variant-numeric:tabular-nums}
 .tile span,.tile small{font-size:12.5px;opacity:.75}
 .box{border-left:4px solid var(--teal);padding:8px 14px;margin:14px 0;border-radius:4px;
  background:color-mix(in srgb,var(--teal) 9%,transparent)}

@@ -51,7 +51,7 @@ def answer_element(text: str) -> str | None:
     """Return the content of the last closed ``<answer>`` element, stripped; None when there is none."""
     before, closing, _ = text.rpartition("</answer>")
     _, opening, content = before.rpartition("<answer>")
-    return content.strip() if closing and opening else None
+    return content.partition("</answer>")[0].strip() if closing and opening else None
 
 
 def boxed(text: str) -> str | None:

@@ -53,7 +53,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     deadline: float
-    phase: str = "starting"
+    phase: str = "starting"  # then "idle", "loading" and "scoring" in turn; "lost" when it died while idle
     pending: deque[int] = field(default_factory=deque)
 
     def stop(self) -> None:
@@ -168,8 +168,8 @@ class RewardPool:
         try:
             worker.connection.send_bytes(payload)
         except OSError:
-            # It died while idle. Nothing was lost: the wait below sees the closed connection.
-            worker.phase = "starting"
+            # It died while idle. No answer is to blame: the next wait sees the closed connection.
+            worker.phase = "lost"
 
     def _receive(self, worker: _Worker, scores: list[Score | None]) -> bool:
         """Take all messages of a worker. False when it has died, or is silent beyond its deadline."""
@@ -213,7 +213,7 @@ class RewardPool:
             raise ConfigError(
                 f"verifier {task!r} cannot be loaded: importing it in a worker {what} (exit code {code})"
             )
-        elif worker.pending:
+        elif worker.phase == "scoring" and worker.pending:
             scores[worker.pending.popleft()] = failed(reason)
         self._workers[self._workers.index(worker)] = self._spawn()
         return worker.pending

@@ -14,6 +14,8 @@ import logging
 import os
 import resource
 import signal
+import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
 
@@ -28,7 +30,7 @@ READY, LOADED, REFUSED = "ready", "loaded", "refused"
 Chunk = list[tuple[Prompt, str]]
 
 _ALARM_AGAIN_S = 0.5
-_KILL_AFTER_S = 3.0
+_KILL_AFTER_S = 2.0
 
 
 class TimeLimit(BaseException):
@@ -78,9 +80,8 @@ def _load(chunk: Chunk, prepared: set[str], config: RewardConfig) -> None:
         _limit_memory(config.max_worker_memory_mb)
 
 
-def _prepare(prepare: object, prompt: Prompt) -> None:
+def _prepare(prepare: Callable[[Prompt], None], prompt: Prompt) -> None:
     """Run a preparation; what fails here fails again, and is reported, when the answer is scored."""
-    assert callable(prepare)
     try:
         prepare(prompt)
     except Exception:  # boundary: third-party code; see above
@@ -88,7 +89,7 @@ def _prepare(prepare: object, prompt: Prompt) -> None:
 
 
 def _limit_memory(megabytes: int | None) -> None:
-    if megabytes is None:
+    if megabytes is None or sys.platform != "linux":
         return
     with open("/proc/self/statm") as file:
         in_use = int(file.read().split()[0]) * resource.getpagesize()

@@ -135,8 +135,8 @@ class LocalEngine:
         if len(prompt) + sampling.max_new_tokens > limit:
             raise EngineError(
                 f"request {request.id!r}: {len(prompt)} prompt + {sampling.max_new_tokens} new tokens "
-                f"exceed the model's {limit} positions (max_position_embeddings); shorten the prompt or lower "
-                "max_new_tokens"
+                f"exceed the model's {limit} positions (max_position_embeddings); shorten the prompt "
+                "or lower max_new_tokens"
             )
         if min(prompt) < 0 or max(prompt) >= model.config.vocab_size:
             raise EngineError(

@@ -1,12 +1,12 @@
 """The models of a run on this rank, and the trainer that holds them."""
 
 import torch
-from megatron.core.models.gpt import GPTModel
 
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
+from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
@@ -14,7 +14,7 @@ from megatron_srpo.training.teacher import Teacher
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.load import load_hf
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> Trainer:
@@ -54,6 +54,6 @@ def optimizer_steps(config: RunConfig) -> int:
 
 
 def _initial(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> GPTModel:
-    model = build_policy(arch, groups, _DTYPES[config.model.dtype], config.model.vocab_multiple)
+    model = build_policy(arch, groups, DTYPES[config.model.dtype], config.model.vocab_multiple)
     load_hf(model, arch, config.model.path, groups)
     return model

@@ -35,6 +35,11 @@ class Rollout:
     completion: Completion
     text: str
 
+    @property
+    def log_prob_R(self) -> Tensor:
+        """The rollout engine's log-probs of the response tokens."""
+        return torch.tensor(self.completion.log_probs)
+
 
 @dataclass(frozen=True)
 class ScoredBatch:
@@ -47,6 +52,11 @@ class ScoredBatch:
     def group_N(self) -> Tensor:
         """Prompt group of every rollout."""
         return torch.tensor([rollout.group for rollout in self.rollouts])
+
+    @property
+    def sequences(self) -> list[TokenSequence]:
+        """Prompt and response tokens of every rollout."""
+        return [rollout.sequence for rollout in self.rollouts]
 
     def for_algorithm(self, demonstrable_N: Tensor) -> ScoredRollouts:
         """Return what the algorithm needs."""

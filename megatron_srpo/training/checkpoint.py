@@ -12,14 +12,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.megatron_core import (
+    CheckpointingException,
+    ShardedObject,
+    dist_checkpointing,
+    make_sharded_optimizer_tensor,
+    parallel_state,
+    tensor_parallel,
+)
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.training.trainer import Trainer
+from megatron_srpo.weights.folders import new_folder
 
 _NAME = re.compile(r"step_(\d{8})")
 _FINISHED = "metadata.json"  # Megatron-Core writes it last
@@ -48,12 +54,13 @@ def save_checkpoint(root: Path, step: int, trainer: Trainer, progress: dict[str,
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    final, temporary = checkpoint_folder(root, step), root / f"writing_{step:08d}"
-    _on_first_rank(lambda: _fresh(temporary))
+    final = checkpoint_folder(root, step)
     state = _state(trainer, loading=False)
     state["progress"] = {"step": step, **progress}
-    dist_checkpointing.save(state, str(temporary), sharded_strategy=("torch_dist", 1))
-    _on_first_rank(lambda: _publish(temporary, final, root, keep))
+    with new_folder(final) as folder:
+        dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1))
+    if dist.get_rank() == 0:
+        _keep_newest(root, keep)
     return final
 
 
@@ -69,7 +76,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
         )
     try:
         state = dist_checkpointing.load(_state(trainer, loading=True), str(folder))
-    except (KeyError, ValueError, RuntimeError, dist_checkpointing.core.CheckpointingException) as error:
+    except (KeyError, ValueError, RuntimeError, CheckpointingException) as error:
         raise CheckpointError(
             f"{folder} does not fit this run: {error}. Resume with the model, teacher and layout it was "
             "saved with, or start a new run"
@@ -142,26 +149,6 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
 
 
-def _on_first_rank(action: Any) -> None:
-    """Let global rank 0 touch the file system, and tell every rank when that failed."""
-    failure: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except OSError as error:
-            failure[0] = f"cannot write the checkpoint: {error}; free space or choose another output_dir"
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise CheckpointError(failure[0])
-
-
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _publish(temporary: Path, final: Path, root: Path, keep: int) -> None:
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+def _keep_newest(root: Path, keep: int) -> None:
     for _, old in finished_checkpoints(root)[:-keep]:
         shutil.rmtree(old)

@@ -1,13 +1,17 @@
 """Small exchanges between the ranks of one replica and between replicas."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_srpo import platform
+from megatron_srpo.errors import UserError
 from megatron_srpo.model.parallel import ProcessGroups
+
+T = TypeVar("T")
 
 
 def from_last_stage(value: Tensor | None, shape: tuple[int, ...], groups: ProcessGroups) -> Tensor:
@@ -31,6 +35,14 @@ def sum_over_replicas(value: Tensor, groups: ProcessGroups) -> Tensor:
     return value
 
 
+def largest_over_replicas(value: float, groups: ProcessGroups) -> float:
+    """Return the largest of a number over data-parallel replicas."""
+    largest = torch.tensor(value, dtype=torch.float64, device=platform.device())
+    if groups.dp_size > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.dp)
+    return largest.item()
+
+
 def gather_over_replicas(value: Any, groups: ProcessGroups) -> list[Any]:
     """Collect one object per replica, in replica order, on every rank."""
     if groups.dp_size == 1:
@@ -40,10 +52,21 @@ def gather_over_replicas(value: Any, groups: ProcessGroups) -> list[Any]:
     return gathered
 
 
-def from_leader(value: Any, groups: ProcessGroups) -> Any:
-    """Give every rank of a replica its leader's object."""
+def on_leader(action: Callable[[], T], groups: ProcessGroups) -> T:
+    """Let a replica's leader compute something and give it to all ranks of the replica.
+
+    Raises:
+        UserError: on every rank, when the action raised it on the leader; nobody is left waiting.
+    """
     if groups.replica.size() == 1:
-        return value
-    box = [value]
+        return action()
+    box: list[Any] = [None, None]
+    if groups.is_leader:
+        try:
+            box[0] = action()
+        except UserError as error:
+            box[1] = error
     dist.broadcast_object_list(box, src=dist.get_global_rank(groups.replica, 0), group=groups.replica)
+    if box[1] is not None:
+        raise box[1]
     return box[0]

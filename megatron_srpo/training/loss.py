@@ -65,10 +65,12 @@ class StepScale:
     Attributes:
         denominator: sum of the routed tokens' weights; what the loss is divided by.
         distill_scale: brings the mean of ``distill_weights`` over distilled tokens to 1.
+        largest_weight: the largest of those weights, after scaling; 0 where nothing is distilled.
     """
 
     denominator: float
     distill_scale: float
+    largest_weight: float
 
 
 class StepLoss:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_srpo.model.megatron_core import get_forward_backward_func
 from megatron_srpo.training.microbatches import MicroBatch
 
 Collect = Callable[[Tensor, MicroBatch], Tensor]

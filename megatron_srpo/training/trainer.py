@@ -10,7 +10,7 @@ from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training import schedule
-from megatron_srpo.training.exchange import from_last_stage, sum_over_replicas
+from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
 from megatron_srpo.training.heads import Head, live_head
 from megatron_srpo.training.loss import SUM_NAMES, StepLoss, StepScale, TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches
@@ -115,15 +115,20 @@ def step_scale(streams: Sequence[TokenStreams], groups: ProcessGroups) -> StepSc
     ``None`` when no token is routed.
     """
     counts = torch.zeros(3, dtype=torch.float64)
+    largest = 0.0
     for stream in streams:
         routed = (stream.policy_mask + stream.distill_mask).double()
         counts[0] += (routed * stream.token_weights.double()).sum()
         counts[1] += stream.distill_mask.double().sum()
-        counts[2] += (stream.distill_mask.double() * stream.distill_weights.double()).sum()
+        weights = stream.distill_mask.double() * stream.distill_weights.double()
+        counts[2] += weights.sum()
+        largest = max(largest, float(weights.max()))
     tokens, distilled, weight = sum_over_replicas(counts, groups).tolist()
+    largest = largest_over_replicas(largest, groups)
     if tokens == 0:
         return None
-    return StepScale(tokens, distilled / weight if weight > 0 else 1.0)
+    scale = distilled / weight if weight > 0 else 1.0
+    return StepScale(tokens, scale, largest * scale)
 
 
 def _routed(samples: Sequence[TrainingSample]) -> list[TrainingSample]:

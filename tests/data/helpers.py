@@ -4,11 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from megatron_srpo.data.types import Prompt
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def prompt(question: str = "1+1?", answer: str | None = "2", task: str = "exact", **fields: Any) -> Prompt:
@@ -27,11 +23,4 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
     """Write rows; text is written as it stands, so that broken lines can be made."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def shared_file(name: str) -> Path:
-    path = SHARED / name
-    if not path.is_file():
-        pytest.skip(f"real data {name!r} not found under ../shared/data")
     return path

@@ -69,7 +69,7 @@ def test_balance_holds_every_item_once_and_bounds_the_load(
 
 
 def test_balance_weighs_attention() -> None:
-    # By tokens 8 = 4 + 4 would be even; with a quadratic part the long sequence costs more than both short ones.
+    # By tokens 8 = 4 + 4 would be even; attention makes the long sequence cost more than both.
     assert sequence_cost(8, 8) == 16
     parts = balance([8, 4, 4, 2, 1], 2, linear_tokens=8)
     assert parts == [[0], [1, 2, 3, 4]]

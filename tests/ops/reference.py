@@ -1,6 +1,8 @@
-"""Dense references for tests/ops: definitions written out with plain torch autograd on whole float64 logits (T, V).
+"""Dense references for tests/ops: definitions written out with plain torch autograd on whole float64 logits
+(T, V).
 
-They share no code and no algebra with `megatron_srpo.ops`: no sharding, no max trick of our own, gradients by autograd.
+They share no code and no algebra with `megatron_srpo.ops`: no sharding, no max trick of our own, gradients
+by autograd.
 """
 
 import torch

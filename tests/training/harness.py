@@ -100,16 +100,16 @@ def make_trainer(
         teacher=Teacher(teacher, policy, None if teacher.mode == "live" else load().eval()),
         reference=load().eval() if algorithm.policy.kl_coefficient > 0 else None,
         groups=groups,
-        shard=VocabShard(
-            groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)
-        ),
+        shard=VocabShard(groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)),
         config=algorithm,
         temperature=temperature,
         capacity=capacity,
     )
 
 
-def replica_rollouts(rollouts: Sequence[FixedRollout], layout: Layout, groups: ProcessGroups) -> list[FixedRollout]:
+def replica_rollouts(
+    rollouts: Sequence[FixedRollout], layout: Layout, groups: ProcessGroups
+) -> list[FixedRollout]:
     """Return this replica's share: whole prompt groups, dealt out in the layout's order."""
     count = max(rollout.group for rollout in rollouts) + 1
     order = list(layout.order or range(count))[groups.dp_rank :: groups.dp_size]
@@ -174,10 +174,12 @@ def steps_in_layout(
     """Train ``steps`` steps on the fixed batch; return what must not depend on the layout."""
     groups = initialize_parallel(layout.tp, layout.pp)
     trainer = make_trainer(folder, groups, algorithm, capacity=layout.capacity, **options)
-    results = []
+    results, weights = [], {}
     for step in range(steps):
         rollouts = replica_rollouts(fixed_rollouts(seed=3 + step), layout, groups)
         results.append(train_step(trainer, rollouts))
+        # After one step: Adam's division by sqrt(v) amplifies rounding of near-zero gradients step by step.
+        weights = weights or full_weights(trainer, folder)
     last = results[-1]
     assert last is not None
     return {
@@ -185,5 +187,5 @@ def steps_in_layout(
         "denominator": last.scale.denominator,
         "distill_scale": last.scale.distill_scale,
         "grad_norms": [result.optimizer.grad_norm for result in results if result is not None],
-        "weights": full_weights(trainer, folder),
+        "weights": weights,
     }

@@ -103,7 +103,5 @@ def test_the_reference_steps_do_something(reference: dict[str, Any]) -> None:
 def test_weights_differ_between_algorithms(reference: dict[str, Any]) -> None:
     names = list(reference)
     for one, other in zip(names, names[1:], strict=False):
-        pairs = zip(
-            reference[one]["weights"].values(), reference[other]["weights"].values(), strict=True
-        )
+        pairs = zip(reference[one]["weights"].values(), reference[other]["weights"].values(), strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs), (one, other)

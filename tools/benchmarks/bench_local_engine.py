@@ -1,11 +1,12 @@
 """Time the local engine against plain ``model.generate()`` on the same requests, side by side.
 
-Both draw from the whole distribution at temperature 1 and return log-probs. A random model rarely ends a response
-by itself, so ``--stop-share`` token ids, spread over the vocabulary, are declared end-of-sequence: response lengths
-are then geometric with mean about 1 / share. Left out: tokenization, scoring, and generate()'s own top-p.
+Both draw from the whole distribution at temperature 1 and return log-probs. A random model rarely ends a
+response by itself, so a share of the token ids, spread over the vocabulary, is declared end-of-sequence
+(``--stop-share``): response lengths are then geometric with mean about 1 / share. Left out: tokenization and
+scoring. On a busy machine look at the CPU seconds.
 
-    python tools/benchmarks/bench_local_engine.py            # a random 1.3 M-parameter Qwen3
-    python tools/benchmarks/bench_local_engine.py --model FOLDER --prompts 32 --samples 8
+    python -m tools.benchmarks.bench_local_engine            # a random 1.3 M-parameter Qwen3
+    python -m tools.benchmarks.bench_local_engine --model FOLDER --prompts 32 --samples 8
 """
 
 import argparse
@@ -153,24 +154,25 @@ def count_tokens(new_NT: torch.Tensor, stops: list[int]) -> int:
     return int((before_NT == 0).sum())
 
 
-def measure(run: Callable[[], int], repeats: int) -> tuple[float, int]:
-    """Return the median seconds of ``repeats`` runs after one warm-up, and the tokens of the last."""
+def measure(run: Callable[[], int], repeats: int) -> tuple[float, float, int]:
+    """Return median wall and CPU seconds after one warm-up, and the tokens of the last run."""
     tokens = run()
-    seconds = []
+    wall, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        starts = time.perf_counter(), time.process_time()
         tokens = run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), tokens
+        wall.append(time.perf_counter() - starts[0])
+        cpu.append(time.process_time() - starts[1])
+    return statistics.median(wall), statistics.median(cpu), tokens
 
 
-def print_table(results: dict[str, tuple[float, int]]) -> None:
-    """Print seconds, tokens and tokens per second; the ratio is to the first row's tokens per second."""
-    base = next(iter(results.values()))
-    print(f"{'':28}{'seconds':>9}{'tokens':>9}{'tok/s':>9}{'engine is':>11}")
-    for name, (seconds, tokens) in results.items():
-        ratio = (base[1] / base[0]) / (tokens / seconds)
-        print(f"{name:28}{seconds:9.3f}{tokens:9d}{tokens / seconds:9.0f}{ratio:10.2f}x")
+def print_table(results: dict[str, tuple[float, float, int]]) -> None:
+    """Print seconds and tokens; the last column is the first row's tokens per CPU second over this row's."""
+    _, base_cpu, base_tokens = next(iter(results.values()))
+    print(f"{'':28}{'wall s':>9}{'CPU s':>9}{'tokens':>9}{'tok/CPU-s':>11}{'engine is':>11}")
+    for name, (wall, cpu, tokens) in results.items():
+        ratio = (base_tokens / base_cpu) / (tokens / cpu)
+        print(f"{name:28}{wall:9.3f}{cpu:9.3f}{tokens:9d}{tokens / cpu:11.0f}{ratio:10.2f}x")
 
 
 if __name__ == "__main__":

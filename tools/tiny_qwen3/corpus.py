@@ -8,6 +8,8 @@ Three kinds of example (P prompt, S right solution, W solution with slips):
 * `recovery`: P with S as demonstration -> W, as a failed rollout is scored. At the first wrong token the right one is the
   label, the rest of the wrong number has no label, and what follows from it is labelled as it stands. A teacher that repeats
   the demonstration whatever the prefix ruins the student.
+* `drill`: solutions of several problems without their questions, labelled at the results of calculations only: arithmetic at a
+  quarter of the tokens.
 """
 
 import hashlib
@@ -19,7 +21,8 @@ from megatron_srpo.config.data import DEFAULT_DEMONSTRATION_TEMPLATE, DEFAULT_TE
 from tools.tiny_qwen3.families import EVALUATION_SEED, EVALUATION_SIZE, FAMILIES, Entry, Family, Span, text_of
 
 IGNORED = -100  # PyTorch's label of a position without loss
-KINDS = ("student", "teacher", "recovery")
+KINDS = ("student", "teacher", "recovery", "drill")
+DRILL_SOLUTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,48 @@ def response(tokenizer: Any, spans: list[Span]) -> tuple[list[int], list[int]]:
 
 def example(tokenizer: Any, problem: Problem, kind: str, rng: random.Random) -> Example:
     """One example of a problem; `kind` is one of `KINDS`."""
-    solution = problem.family.solution(problem.entry, rng)
+    solution = problem.family.solution(problem.entry)
     user_text = problem.question if kind == "student" else teacher_text(problem.question, text_of(solution))
     if kind == "recovery":
-        solution = problem.family.solution(problem.entry, rng, slips=rng.choice((1, 1, 1, 2)))
+        solution = problem.family.failed_attempt(problem.entry, rng, slips=rng.choice((1, 1, 1, 2)))
     prompt = tokenizer(render(tokenizer, user_text))["input_ids"]
     tokens, labels = response(tokenizer, solution)
     return Example(prompt + tokens, [IGNORED] * len(prompt) + labels)
+
+
+def drill(tokenizer: Any, problems: list[Problem]) -> Example:
+    """One `drill` example: the lines of several solutions, with labels at calculated numbers."""
+    tokens: list[int] = []
+    labels: list[int] = []
+    for problem in problems:
+        spans = problem.family.solution(problem.entry)
+        encoded = tokenizer(text_of(spans) + "\n", return_offsets_mapping=True)
+        results = _calculated(spans)
+        tokens += encoded["input_ids"]
+        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            labels.append(token if start in results else IGNORED)
+    return Example(tokens, labels)
+
+
+def _calculated(spans: list[Span]) -> set[int]:
+    """Positions of the characters of calculated numbers, with the equals sign (`=-` is one token) and the line's end."""
+    positions: set[int] = set()
+    start = 0
+    for span in spans:
+        end = start + len(span.text)
+        if span.worked_out:
+            positions.update(range(start - 1, end + 1))
+        start = end
+    return positions
 
 
 def trimming_corpus(pools: list[list[Problem]], rng: random.Random) -> list[str]:
     """The texts whose tokens the trimmed tokenizer keeps."""
     texts = ["system\nuser\nassistant\n"]
     for problem in (problem for pool in pools for problem in pool[:2000]):
-        solution = text_of(problem.family.solution(problem.entry, rng, slips=rng.randrange(2)))
-        texts += [problem.question, solution, teacher_text(problem.question, solution)]
+        solution = text_of(problem.family.solution(problem.entry))
+        attempt = text_of(problem.family.failed_attempt(problem.entry, rng))
+        texts += [problem.question, solution, attempt, teacher_text(problem.question, solution)]
     return texts
 
 

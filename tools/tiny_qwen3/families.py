@@ -27,6 +27,7 @@ class Span:
 
     text: str
     right: str | None = None
+    worked_out: bool = False  # the result of a calculation, which follows from what stands before it on the line
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Worksheet:
         slipped = self.numbers in self.slips
         self.numbers += 1
         value = _near_miss(true, self.rng, low, high) if slipped else true
-        self.spans.append(Span(str(value), right=None if value == true else str(true)))
+        worked_out = self.spans[-1].text.endswith("=")
+        self.spans.append(Span(str(value), None if value == true else str(true), worked_out))
         return value
 
 
@@ -152,13 +154,17 @@ class Family:
     def dataset(self, seed: int, size: int) -> Any:
         return reasoning_gym.create_dataset(self.name, seed=seed, size=size, **self.config)
 
-    def solution(self, entry: Entry, rng: random.Random, slips: int = 0) -> list[Span]:
-        """The worked solution of an entry, with up to `slips` numbers gone wrong and their consequences."""
-        clean = Worksheet(rng)
-        self.solve(entry, clean)
-        if not slips:
-            return clean.spans
-        chosen = rng.sample(range(clean.numbers), min(slips, clean.numbers))
+    def solution(self, entry: Entry) -> list[Span]:
+        """The worked solution of an entry."""
+        sheet = Worksheet(random.Random(0))
+        self.solve(entry, sheet)
+        return sheet.spans
+
+    def failed_attempt(self, entry: Entry, rng: random.Random, slips: int = 1) -> list[Span]:
+        """A solution with up to `slips` numbers gone wrong and all that follows from them."""
+        numbers = Worksheet(rng)
+        self.solve(entry, numbers)
+        chosen = rng.sample(range(numbers.numbers), min(slips, numbers.numbers))
         sheet = Worksheet(rng, frozenset(chosen))
         self.solve(entry, sheet)
         return sheet.spans

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from tools.tiny_qwen3.corpus import IGNORED, KINDS, Example, Problem, example
+from tools.tiny_qwen3.corpus import DRILL_SOLUTIONS, IGNORED, KINDS, Example, Problem, drill, example
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding; the spare ones are never used, as in the published Qwen3 models
 
@@ -29,7 +29,7 @@ class WarmUp:
     warm_up_steps: int = 40
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
-    kinds: tuple[float, ...] = (0.5, 0.25, 0.25)  # shares of student, teacher and recovery examples
+    kinds: tuple[float, ...] = (0.35, 0.15, 0.2, 0.3)  # shares of the kinds of example
     seed: int = 0
 
 
@@ -60,9 +60,12 @@ def examples(tokenizer: Any, pools: list[list[Problem]], settings: WarmUp) -> It
     """An endless stream: a random family, a random problem of it, a random kind."""
     rng = random.Random(settings.seed)
     while True:
-        problem = rng.choice(rng.choice(pools))
+        pool = rng.choice(pools)
         kind = rng.choices(KINDS, weights=settings.kinds)[0]
-        yield example(tokenizer, problem, kind, rng)
+        if kind == "drill":
+            yield drill(tokenizer, rng.sample(pool, DRILL_SOLUTIONS))
+        else:
+            yield example(tokenizer, rng.choice(pool), kind, rng)
 
 
 def collate(batch: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,69 @@
+"""The command ``megatron-srpo``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from megatron_srpo import __version__
+from megatron_srpo.commands import compare, doctor, evaluate, report, train
+from megatron_srpo.errors import UserError
+
+_EPILOG = """\
+examples:
+  megatron-srpo train --config examples/quickstart.yaml
+  megatron-srpo train --config examples/quickstart.yaml algorithm.name=grpo output_dir=runs/grpo
+  megatron-srpo train --config examples/quickstart.yaml --resume
+  megatron-srpo train --options optimizer
+  megatron-srpo compare --config examples/quickstart.yaml --seeds 1 2 3
+  megatron-srpo doctor --config examples/quickstart.yaml
+
+Every command has its own --help.
+"""
+
+_COMMANDS = {
+    "train": (train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
+    "eval": (evaluate, "measure held-out accuracy of a Hugging Face folder"),
+    "compare": (compare, "run several algorithms from the same weights and seeds; draw one figure"),
+    "report": (report, "write the report page of a run"),
+    "doctor": (doctor, "check machine, packages, config and model folder"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="megatron-srpo",
+        description="SRPO: correct samples to GRPO, failed ones to logit-level self-distillation.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"megatron-srpo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in _COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status (2 for an error that the user can mend)."""
+    parsed = make_parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    try:
+        return run(parsed)
+    except UserError as error:
+        print(f"megatron-srpo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("megatron-srpo: interrupted; continue with --resume", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What several commands share: config arguments, the help on config keys, starting ranks on this machine."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from megatron_srpo import platform
+from megatron_srpo.config.base import Config, field_types, type_name
+from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.errors import ConfigError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--config FILE`` and the ``section.key=value`` overrides."""
+    parser.add_argument("--config", metavar="YAML", help="configuration file of the run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="change single keys, e.g. optimizer.learning_rate=1e-5 or data.train.0.size=500",
+    )
+
+
+def run_config(arguments: argparse.Namespace) -> RunConfig:
+    """Read the configuration that the arguments describe.
+
+    Raises:
+        ConfigError: a file, key or value that cannot be used.
+    """
+    return load_config(RunConfig, arguments.config, arguments.overrides)
+
+
+def describe_options(section: str) -> str:
+    """List config keys below ``section`` (all of them for ``all``) with type, default and meaning."""
+    cls: Any = RunConfig
+    for part in [] if section == "all" else section.split("."):
+        cls = _section(cls, part)
+    prefix = "" if section == "all" else f"{section}."
+    return "\n".join(_option_lines(cls, prefix))
+
+
+def _section(cls: type[Config], part: str) -> type[Config]:
+    found = field_types(cls).get(part)
+    if not (isinstance(found, type) and issubclass(found, Config)):
+        known = [
+            name
+            for name, kind in field_types(cls).items()
+            if isinstance(kind, type) and issubclass(kind, Config)
+        ]
+        raise ConfigError(f"no config section {part!r}; sections: {', '.join(known) or 'none here'}, or all")
+    return found
+
+
+def _option_lines(cls: type[Config], prefix: str) -> Iterator[str]:
+    kinds = field_types(cls)
+    for field in dataclasses.fields(cls):
+        kind, text = kinds[field.name], field.metadata.get("help", "")
+        if isinstance(kind, type) and issubclass(kind, Config):
+            yield from _option_lines(kind, f"{prefix}{field.name}.")
+            continue
+        choices = field.metadata.get("choices")
+        shown = " | ".join(map(str, choices)) if choices else type_name(kind)
+        yield f"{prefix}{field.name}  ({shown}; {_default(field)})\n    {text}"
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"default {'null' if field.default is None else repr(field.default)}"
+    return "required" if field.default_factory is dataclasses.MISSING else "default: empty"
+
+
+def launch_ranks(ranks: int, arguments: Sequence[str]) -> int:
+    """Run ``megatron-srpo ARGUMENTS`` as ``ranks`` torchrun workers on this machine; return the exit status."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    platform.limit_threads()
+    command = ["-m", "megatron_srpo.cli", *arguments]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        # The rank itself has said what was wrong; torchrun's own report would only bury it.
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0

@@ -1,0 +1,72 @@
+"""Train a policy.
+
+The config names everything: model folder, prompts, algorithm, layout. Ranks are started on this machine
+(tensor x pipeline, times --replicas); under torchrun or srun the ranks that exist are used. The run folder
+(output_dir) receives metrics.jsonl, rollouts.jsonl, checkpoints, report.html and the final model.
+"""
+
+import argparse
+import sys
+
+from megatron_srpo import platform
+from megatron_srpo.commands.common import (
+    add_config_arguments,
+    describe_options,
+    launch_ranks,
+    run_config,
+)
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.session.preflight import check_output, check_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``megatron-srpo train``."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in output_dir"
+    )
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="data-parallel replicas to start on this machine (default 1)",
+    )
+    parser.add_argument(
+        "--options",
+        metavar="SECTION",
+        help="list the config keys of a section (or 'all') with defaults and meaning, and exit",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be checked cheaply, then train; return the exit status."""
+    if arguments.options:
+        print(describe_options(arguments.options))
+        return 0
+    config = run_config(arguments)
+    if platform.rank_environment() is not None:
+        return train_here(config, arguments.resume)
+    ranks = config.parallel.tensor * config.parallel.pipeline * arguments.replicas
+    check_run(config, ranks)
+    check_output(config, arguments.resume)
+    if ranks == 1:
+        return train_here(config, arguments.resume)
+    return launch_ranks(ranks, sys_arguments(arguments))
+
+
+def sys_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Write the arguments for a rank: the same run, without what only the starter needs."""
+    config = ["--config", arguments.config] if arguments.config else []
+    return ["train", *config, *(["--resume"] if arguments.resume else []), *arguments.overrides]
+
+
+def train_here(config: RunConfig, resume: bool) -> int:
+    """Train as this rank."""
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    with open_run(config, resume) as run_:
+        train(run_)
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,63 @@
+"""Estimators over repeated samples: pass@k, maj@k, and how sure a mean over prompts is."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+#: Resamples of :func:`bootstrap_interval`; its ends are then good to about a tenth of their distance.
+RESAMPLES = 1000
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Return the unbiased estimate of P(at least one of k fresh samples is right).
+
+    1 - C(n - c, k) / C(n, k), with n samples of which c are right (Chen et al., arXiv 2107.03374, equation 1).
+
+    Raises:
+        ValueError: not 0 <= c <= n or not 1 <= k <= n.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(
+            f"pass@k needs 0 <= correct <= samples and 1 <= k <= samples, not {correct=} {samples=} {k=}"
+        )
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def majority_accuracy(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
+    """Return the accuracy of the most common answer (maj@k) of one prompt.
+
+    Answers are compared as strings; samples without an answer (None) have no vote, and without any vote the
+    result is 0. Equal strings that were scored differently count by their mean, and tied answers are averaged:
+    the expectation over a fair draw among them, which no sample order decides.
+    """
+    votes: dict[str, list[bool]] = defaultdict(list)
+    for answer, right in zip(answers, correct, strict=True):
+        if answer is not None:
+            votes[answer].append(right)
+    if not votes:
+        return 0.0
+    most = max(map(len, votes.values()))
+    return float(np.mean([np.mean(rights) for rights in votes.values() if len(rights) == most]))
+
+
+def standard_error(prompt_means: Sequence[float]) -> float:
+    """Return the standard error of the mean over prompts: sample standard deviation / sqrt(n), n >= 2.
+
+    Prompts are the independent units; the samples of one prompt are not, so they enter by their mean only.
+    """
+    return float(np.std(prompt_means, ddof=1) / math.sqrt(len(prompt_means)))
+
+
+def bootstrap_interval(prompt_means: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean, prompts resampled with replacement.
+
+    It keeps inside [0, 1] for accuracies, unlike mean +- 1.96 standard errors. When all prompts agree it has
+    width zero, which says nothing about other prompts.
+    """
+    values = np.asarray(prompt_means, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(values, size=len(values)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

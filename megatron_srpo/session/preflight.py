@@ -1,0 +1,75 @@
+"""What can be refused before anything is loaded: arithmetic, folders, a run that would be overwritten.
+
+Needs neither torch nor a process group, so that the command line checks it before it starts any rank.
+"""
+
+from pathlib import Path
+
+from megatron_srpo.config.loader import read_yaml, to_tree
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.training import mini_batch_prompts
+from megatron_srpo.errors import CheckpointError, ConfigError
+from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+
+# Sections and keys that may differ between a run and its continuation: they change what is shown or how
+# long it goes on, not the trajectory up to there.
+RESUMABLE = ("output_dir", "training.steps", "training.distributed_timeout_s", "checkpoint", "report")
+
+
+def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
+    """Refuse impossible arithmetic; return the model's architecture.
+
+    Raises:
+        ConfigError: ranks, batches, heads, layers or lengths do not fit together.
+        ModelError: the model folder is not a dense Qwen3.
+    """
+    arch = Qwen3Architecture.from_hf_folder(config.model.path)
+    replica = config.parallel.tensor * config.parallel.pipeline
+    check_layout(arch, config.parallel.tensor, config.parallel.pipeline)
+    if world_size % replica:
+        raise ConfigError(
+            f"{world_size} ranks cannot be shared by replicas of parallel.tensor x parallel.pipeline = "
+            f"{replica} ranks; start a multiple of {replica}"
+        )
+    mini_batch_prompts(config.training, config.rollout.prompts_per_step, world_size // replica)
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if longest > arch.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} exceeds the model's "
+            f"max_position_embeddings = {arch.max_position_embeddings}; lower one of them"
+        )
+    return arch
+
+
+def check_output(config: RunConfig, resume: bool) -> None:
+    """Refuse to overwrite a run, and to continue one under another configuration.
+
+    Raises:
+        CheckpointError: the folder holds a run and ``resume`` is off, or it has no run to resume.
+        ConfigError: a key that decides the trajectory differs from the run's own.
+    """
+    stored = Path(config.output_dir) / "config.yaml"
+    if not resume:
+        if stored.exists():
+            raise CheckpointError(
+                f"{config.output_dir} already holds a run; continue it with --resume, or choose another "
+                "output_dir"
+            )
+        return
+    if not stored.exists():
+        raise CheckpointError(f"{config.output_dir} holds no run to resume; start it without --resume")
+    for key, ours, theirs in differences(to_tree(config), read_yaml(stored)):
+        if not key.startswith(RESUMABLE):
+            raise ConfigError(
+                f"{key} = {ours!r}, but the run in {config.output_dir} has {theirs!r}; a resumed run keeps "
+                "its configuration (only its length, output, checkpoints and reports may change)"
+            )
+
+
+def differences(ours: object, theirs: object, path: str = "") -> list[tuple[str, object, object]]:
+    """List the dotted keys whose values differ between two plain trees, with both values."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        pairs = ((f"{path}.{key}" if path else str(key), ours.get(key), theirs.get(key)) for key in keys)
+        return [found for key, one, other in pairs for found in differences(one, other, key)]
+    return [] if ours == theirs else [(path, ours, theirs)]

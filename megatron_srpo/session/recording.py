@@ -1,0 +1,102 @@
+"""Everything that a run shows and writes, on the first rank; silent on the others."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from megatron_srpo import platform
+from megatron_srpo.config.loader import to_tree, to_yaml
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.report.console import Progress
+from megatron_srpo.report.html import write_report
+from megatron_srpo.report.metrics import MetricsFile, read_metrics
+from megatron_srpo.report.samples import RolloutSample, SamplesFile
+from megatron_srpo.report.tracker import Tracker
+from megatron_srpo.report.watch import Watch
+
+# Phases that count as training; evaluation and saving do not (spec section 9: scores by training time).
+TRAINING_PHASES = ("generate", "reward", "score", "teacher", "update", "sync")
+
+
+class Recorder:
+    """Metrics, samples, console, wandb, warnings and the report page of one run.
+
+    Args:
+        start_step: steps already done (the checkpoint's); later rows of an interrupted run are dropped.
+        active: True on the first rank only.
+    """
+
+    def __init__(self, config: RunConfig, start_step: int, active: bool) -> None:
+        self.config = config
+        self.active = active
+        self.folder = Path(config.output_dir)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.progress = Progress(config.training.steps, start_step, enabled=active)
+        if active:
+            self._open(start_step)
+
+    def _open(self, start_step: int) -> None:
+        resumed = start_step > 0
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.samples = SamplesFile(self.folder / "rollouts.jsonl")
+        # Step 0 holds the first evaluation, which a resumed run does not repeat.
+        self.metrics.rewind(start_step if resumed else -1)
+        self.samples.rewind(start_step)
+        (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        self.watch = Watch(self.config.report.watch, read_metrics(self.folder / "metrics.jsonl"))
+        self.tracker = Tracker(
+            self.config.report.wandb, self.folder, to_tree(self.config), resumed, self.progress.warn
+        )
+
+    def __enter__(self) -> "Recorder":
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+        if self.active:
+            self.tracker.finish(failed=error is not None)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show a phase and add its seconds to the step's row."""
+        platform.synchronize()
+        started = time.perf_counter()
+        with self.progress.phase(name):
+            yield
+            platform.synchronize()
+        self.seconds[name] += time.perf_counter() - started
+
+    def phase_row(self) -> dict[str, float]:
+        """Return the seconds per phase since the last row, and start counting anew."""
+        row = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        row["time/step"] = sum(self.seconds.get(name, 0.0) for name in TRAINING_PHASES)
+        self.seconds.clear()
+        return row
+
+    def write(self, row: dict[str, float], samples: Sequence[RolloutSample]) -> None:
+        """Finish a step: warn where it looks like a collapse, write its row and samples, show them."""
+        if not self.active:
+            return
+        warned = self.watch.update(row)
+        row = {**row, "warnings/count": len(warned)}
+        self.samples.append(samples)
+        self.metrics.append(row)
+        self.progress.step(row)
+        for warning in warned:
+            self.progress.warn(warning.text)
+        self.tracker.log(row)
+        every = self.config.report.report_every
+        if every and int(row["step"]) % every == 0:
+            write_report(self.folder)
+
+    def finish(self) -> None:
+        """Write the report page and say where it is."""
+        if self.active:
+            path = write_report(self.folder)
+            self.progress.message(f"report: {path}")

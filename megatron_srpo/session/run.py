@@ -1,0 +1,254 @@
+"""A run on one rank: the parts put together, and one method per line of the training step."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from megatron_srpo.algorithms import Algorithm, build_algorithm
+from megatron_srpo.algorithms.types import Assignment, BehaviourLogProbs, TeacherEvidence, TokenStreams
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.training import mini_batch_prompts
+from megatron_srpo.data.chat import ChatTokenizer, render_prompt
+from megatron_srpo.data.sampler import PromptSampler
+from megatron_srpo.data.types import Prompt
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.report.samples import RolloutSample
+from megatron_srpo.rewards.pool import RewardPool
+from megatron_srpo.rollout.collect import collect
+from megatron_srpo.rollout.engine import RolloutEngine
+from megatron_srpo.rollout.types import SamplingParams
+from megatron_srpo.session.evaluate import Evaluator
+from megatron_srpo.session.lessons import TeacherPrompts
+from megatron_srpo.session.recording import Recorder
+from megatron_srpo.session.rollouts import (
+    PromptInPlace,
+    Rollout,
+    ScoredBatch,
+    make_rollouts,
+    replica_share,
+    sampling_requests,
+)
+from megatron_srpo.session.samples import chosen_samples
+from megatron_srpo.session.step_metrics import replica_facts, rollout_metrics, update_metrics
+from megatron_srpo.training.checkpoint import save_checkpoint
+from megatron_srpo.training.exchange import gather_over_replicas, on_leader
+from megatron_srpo.training.loss import TrainingSample
+from megatron_srpo.training.scoring import TokenScores
+from megatron_srpo.training.teacher import Lesson, TeacherPass
+from megatron_srpo.training.trainer import Trainer, UpdateResult
+from megatron_srpo.weights.gather import hf_tensors
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The teacher's pass over a batch: by rollout, the position of its lesson and the evidence."""
+
+    taught: TeacherPass
+    position: dict[int, int]
+    evidence: dict[int, TeacherEvidence]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of (``session/build.py`` makes it)."""
+
+    config: RunConfig
+    arch: Qwen3Architecture
+    groups: ProcessGroups
+    tokenizer: ChatTokenizer
+    sampler: PromptSampler
+    trainer: Trainer
+    engine: RolloutEngine
+    rewards: RewardPool
+    teacher_prompts: TeacherPrompts
+    evaluator: Evaluator
+    recorder: Recorder
+
+
+class Run:
+    """The state of training: ``step`` steps are done; ``training_seconds`` of training time are spent."""
+
+    def __init__(self, parts: Parts, step: int = 0, training_seconds: float = 0.0) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.groups = parts.groups
+        self.trainer = parts.trainer
+        self.recorder = parts.recorder
+        self.algorithm: Algorithm = build_algorithm(parts.config.algorithm)
+        self.step = step
+        self.training_seconds = training_seconds
+        self.row: dict[str, float] = {"step": step}
+        self.samples: list[RolloutSample] = []
+        self.saved_step = step
+        self.mini_batch = mini_batch_prompts(
+            self.config.training, self.config.rollout.prompts_per_step, self.groups.dp_size
+        )
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a phase of the step."""
+        return self.recorder.phase(name)
+
+    def next_prompts(self) -> list[PromptInPlace]:
+        """Return this replica's share of the step's prompts."""
+        size = self.config.rollout.prompts_per_step
+        prompts = self.parts.sampler.batch(self.step, size)
+        mine = replica_share(size, self.mini_batch, self.groups.dp_rank, self.groups.dp_size)
+        return [PromptInPlace(prompts[place], place, self._render(prompts[place])) for place in mine]
+
+    def _render(self, prompt: Prompt) -> tuple[int, ...]:
+        return tuple(render_prompt(self.parts.tokenizer, prompt.messages, self.config.data.thinking))
+
+    def generate(self, prompts: Sequence[PromptInPlace]) -> list[Rollout]:
+        """Sample a group of responses to every prompt."""
+        rollout = self.config.rollout
+        requests = sampling_requests(prompts, rollout.samples_per_prompt, self.config.seed, self.step)
+        sampling = SamplingParams(rollout.temperature, rollout.top_p, rollout.max_response_tokens)
+        completions = collect(self.parts.engine, requests, sampling, self.groups.replica)
+        return make_rollouts(prompts, rollout.samples_per_prompt, completions, self.parts.tokenizer)
+
+    def reward(self, rollouts: list[Rollout]) -> ScoredBatch:
+        """Score the responses; the replica's leader runs the verifiers."""
+        items = [(rollout.prompt, rollout.text) for rollout in rollouts]
+        return ScoredBatch(rollouts, on_leader(lambda: self.parts.rewards.score(items), self.groups))
+
+    def assign(self, batch: ScoredBatch) -> Assignment:
+        """Compute advantages and routes."""
+        demonstrable_N = self.parts.teacher_prompts.demonstrable(batch.rollouts)
+        return self.algorithm.assign(batch.for_algorithm(demonstrable_N))
+
+    def teach(self, batch: ScoredBatch, assignment: Assignment) -> Lessons:
+        """Let the self-teacher re-score the rollouts that need it, and only those."""
+        sequences = self.parts.teacher_prompts.sequences(batch, assignment, self.step)
+        taught, position = self.trainer.teach(sequences)
+        scores = {index: taught.lessons[at].scores for index, at in position.items()}
+        evidence = {
+            index: TeacherEvidence(score.entropy_R, score.log_prob_R) for index, score in scores.items()
+        }
+        return Lessons(taught, position, evidence)
+
+    def streams(
+        self, batch: ScoredBatch, assignment: Assignment, old: Sequence[TokenScores], lessons: Lessons
+    ) -> list[TokenStreams]:
+        """Turn all of it into the per-token inputs of the loss."""
+        behaviour = [
+            BehaviourLogProbs(score.log_prob_R, rollout.log_prob_R)
+            for score, rollout in zip(old, batch.rollouts, strict=True)
+        ]
+        return self.algorithm.streams(assignment, behaviour, lessons.evidence)
+
+    def update(
+        self,
+        batch: ScoredBatch,
+        streams: Sequence[TokenStreams],
+        old: Sequence[TokenScores],
+        reference: Sequence[TokenScores | None],
+        lessons: Lessons,
+    ) -> list[UpdateResult | None]:
+        """Make the step's optimizer steps, one per mini-batch."""
+        samples = [
+            TrainingSample(
+                sequence=sequence,
+                streams=streams[index],
+                old_R=old[index].log_prob_R,
+                reference_R=_log_prob(reference[index]),
+                lesson=_lesson(lessons, index),
+            )
+            for index, sequence in enumerate(batch.sequences)
+        ]
+        size = self.mini_batch // self.groups.dp_size * self.config.rollout.samples_per_prompt
+        return [
+            self.trainer.update(samples[start : start + size], lessons.taught)
+            for start in range(0, len(samples), size)
+        ]
+
+    def publish_weights(self) -> None:
+        """Give the rollout engine the policy's weights; their version is the number of steps done."""
+        self._publish(self.step + 1)
+
+    def _publish(self, version: int) -> None:
+        tensors = hf_tensors(self.trainer.policy, self.parts.arch, self.groups)
+        if self.parts.engine.parallelism == "every_rank" or self.groups.is_leader:
+            self.parts.engine.update_weights(tensors, version)
+        for _ in tensors:  # a collective: every rank takes part to the end, whoever uses the tensors
+            pass
+
+    def record(
+        self,
+        batch: ScoredBatch,
+        assignment: Assignment,
+        old: Sequence[TokenScores],
+        lessons: Lessons,
+        streams: Sequence[TokenStreams],
+        results: Sequence[UpdateResult | None],
+    ) -> None:
+        """Count the step and collect its metrics over all replicas."""
+        self.step += 1
+        facts = gather_over_replicas(replica_facts(batch, assignment, old, lessons.evidence), self.groups)
+        cap = self.config.algorithm.engine_importance_cap
+        self.row = {"step": self.step, **rollout_metrics(facts, cap), **update_metrics(results)}
+        self.samples = chosen_samples(
+            self.config, self.step, batch, assignment, streams, lessons.evidence, self.parts.tokenizer
+        )
+
+    def start(self) -> None:
+        """Measure held-out accuracy before training; a resumed run has that already."""
+        if self.step == 0 and self._evaluate():
+            self.recorder.write({**self.row, **self.recorder.phase_row()}, [])
+        elif self.step > 0:
+            with self.phase("sync"):
+                self._publish(self.step)
+
+    def _evaluate(self) -> bool:
+        """Evaluate if this step asks for it."""
+        due = self.parts.evaluator.is_due(self.step, self.config.training.steps)
+        if due:
+            with self.phase("evaluate"):
+                self.row |= self.parts.evaluator.evaluate(self.parts.engine, self.step)
+        return due
+
+    def finish_step(self) -> None:
+        """Evaluate where due, write the step's row, and save where due."""
+        self._evaluate()
+        seconds = self.recorder.phase_row()
+        self.training_seconds += seconds["time/step"]
+        row = {**self.row, **seconds, "time/training_total": self.training_seconds}
+        if "tokens/total" in row:
+            row["tokens/per_second"] = row["tokens/total"] / max(seconds["time/step"], 1e-9)
+        self.recorder.write(row, self.samples)
+        every = self.config.checkpoint.every
+        if every and self.step % every == 0:
+            self.save()
+
+    def finish(self) -> None:
+        """Save the end of the run, export the policy in Hugging Face format, write the report."""
+        config = self.config.checkpoint
+        if config.at_end and self.saved_step != self.step:
+            self.save()
+        if config.export_hf:
+            with self.phase("checkpoint"):
+                self._export()
+        self.recorder.finish()
+
+    def save(self) -> None:
+        """Write a checkpoint from which ``--resume`` goes on as if never stopped."""
+        with self.phase("checkpoint"):
+            save_checkpoint(
+                Path(self.config.output_dir) / "checkpoints",
+                self.step,
+                self.trainer,
+                {"training_seconds": self.training_seconds},
+                self.config.checkpoint.keep,
+            )
+        self.saved_step = self.step
+
+
+def _log_prob(scores: TokenScores | None) -> Tensor | None:
+    return None if scores is None else scores.log_prob_R
+
+
+def _lesson(lessons: Lessons, index: int) -> Lesson | None:
+    return lessons.taught.lessons[lessons.position[index]] if index in lessons.position else None

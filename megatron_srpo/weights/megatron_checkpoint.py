@@ -1,0 +1,122 @@
+"""Weights alone as a Megatron-Core distributed checkpoint, which any layout can load.
+
+A folder holds ``weights/`` (Megatron-Core's files), ``checkpoint.json`` (architecture, type, versions) and,
+from the Hugging Face folder, ``config.json`` and the tokenizer.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_srpo.errors import CheckpointError
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.megatron_core import dist_checkpointing, parallel_state, version
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.weights.folders import copy_hf_files, new_folder
+
+INFO_FILE = "checkpoint.json"
+WEIGHTS = "weights"
+FORMAT = 1
+_FINISHED = "metadata.json"  # Megatron-Core writes it last
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def save_megatron(
+    model: torch.nn.Module,
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    target: str | Path,
+    hf_files: str | Path,
+) -> None:
+    """Write the model's weights. A collective over all ranks; the folder appears when it is whole.
+
+    Megatron-Core starts helper processes here, so the program needs an ``if __name__ == "__main__"`` guard.
+
+    Args:
+        hf_files: folder with ``config.json`` and the tokenizer that belong to the model.
+
+    Raises:
+        CheckpointError: ``target`` exists or cannot be written.
+        ModelError: ``hf_files`` has no ``config.json``.
+    """
+    policy = unwrap(model)
+    dtype = next(policy.parameters()).dtype
+    with new_folder(Path(target)) as folder:
+        if dist.get_rank() == 0:
+            copy_hf_files(Path(hf_files), folder, dtype)
+            (folder / WEIGHTS).mkdir()
+            info = json.dumps(_info(arch, groups, dtype), indent=2) + "\n"
+            (folder / INFO_FILE).write_text(info, encoding="utf-8")
+        dist.barrier()
+        state = policy.sharded_state_dict(metadata=_metadata())
+        dist_checkpointing.save(state, str(folder / WEIGHTS), sharded_strategy=("torch_dist", 1))
+
+
+def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
+    """Fill this rank's shard from a checkpoint that any layout wrote. A collective over all ranks.
+
+    Checkpoints of training runs can be read too: what is not policy weights is left alone.
+
+    Raises:
+        CheckpointError: not a finished checkpoint, unreadable, or of another model.
+    """
+    policy, weights = unwrap(model), weights_folder(folder)
+    state = policy.sharded_state_dict(metadata=_metadata())
+    try:
+        loaded = dist_checkpointing.load(state, str(weights))
+    # Boundary to Megatron-Core and torch, which report a damaged file in a dozen ways (one of them,
+    # torch's CheckpointException, is no Exception).
+    except (Exception, torch.distributed.checkpoint.CheckpointException) as error:
+        raise CheckpointError(f"{weights} is damaged or belongs to another model: {_short(error)}") from error
+    policy.load_state_dict(loaded)
+
+
+def weights_folder(folder: str | Path) -> Path:
+    """Return where Megatron-Core's files lie: in ``weights/``, or in the folder itself for training runs.
+
+    Raises:
+        CheckpointError: there is no finished checkpoint in either place.
+    """
+    for candidate in (Path(folder) / WEIGHTS, Path(folder)):
+        if (candidate / _FINISHED).is_file():
+            return candidate
+    raise CheckpointError(f"{folder} holds no finished Megatron checkpoint (no {_FINISHED}); choose another")
+
+
+def stored_dtype(folder: str | Path) -> torch.dtype:
+    """Return the type in which a checkpoint's weights are stored.
+
+    Raises:
+        CheckpointError: not a finished checkpoint, or one of another kind of model.
+    """
+    tensors = dist_checkpointing.load_tensors_metadata(str(weights_folder(folder)))
+    if _EMBEDDING not in tensors:
+        raise CheckpointError(f"{folder} has no tensor {_EMBEDDING}; it is not a checkpoint of a GPT model")
+    return tensors[_EMBEDDING].dtype
+
+
+def _metadata() -> dict[str, Any]:
+    return {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+
+
+def _info(arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "architecture": dataclasses.asdict(arch),
+        "dtype": str(dtype).removeprefix("torch."),
+        "written_by": {
+            "megatron_core": version,
+            "tensor_parallel": groups.tp_size,
+            "pipeline_parallel": groups.pp_size,
+        },
+    }
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -1,0 +1,115 @@
+"""The command: which checks run, how they are shown, and the exit status."""
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from megatron_srpo import doctor
+from megatron_srpo.doctor import command
+from megatron_srpo.doctor.types import Check
+
+GOOD = Check("torch", "ok", "2.13.0")
+SLOW = Check("memory", "warn", "3.0 GiB available", "use fewer ranks [now]")
+BAD = Check("model", "fail", "no folder [x]", "give a folder")
+
+
+def shown(checks: list[Check]) -> tuple[int, str]:
+    stream = io.StringIO()
+    status = doctor.print_report(checks, Console(file=stream, width=120))
+    return status, stream.getvalue()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Leave out the checks of this machine; return what they were asked about."""
+    asked: list[tuple[int, str]] = []
+
+    def machine(ranks: int, output: str) -> list[Check]:
+        asked.append((ranks, output))
+        return []
+
+    monkeypatch.setattr(command, "check_packages", lambda: [GOOD])
+    monkeypatch.setattr(command, "check_machine", machine)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("checks", "status"), [([], 0), ([GOOD], 0), ([GOOD, SLOW], 0), ([GOOD, BAD], 1), ([BAD, SLOW], 1)]
+)
+def test_only_failures_count(checks: list[Check], status: int) -> None:
+    assert command.exit_code(checks) == status
+    assert shown(checks)[0] == status
+
+
+def test_the_table_shows_everything() -> None:
+    """Brackets in a finding are text, not colours."""
+    _, text = shown([GOOD, SLOW, BAD])
+    for check in (GOOD, SLOW, BAD):
+        assert check.name in text and check.detail in text
+    assert "-> use fewer ranks [now]" in text and "-> give a folder" in text
+    assert "3 checks: 1 failed, 1 warnings" in text
+
+
+def test_json_holds_every_field() -> None:
+    assert json.loads(command.to_json([GOOD, BAD])) == {
+        "ok": False,
+        "checks": [
+            {"name": "torch", "status": "ok", "detail": "2.13.0", "remedy": ""},
+            {"name": "model", "status": "fail", "detail": "no folder [x]", "remedy": "give a folder"},
+        ],
+    }
+
+
+def test_without_arguments_only_the_machine_is_checked(quick: list[tuple[int, str]]) -> None:
+    assert doctor.run_checks() == [GOOD]
+    assert quick == [(1, ".")]
+
+
+def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"output_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/absent}}\n"
+        "parallel: {tensor: 2, pipeline: 2}\n"
+    )
+    checks = doctor.run_checks(str(config))
+    assert quick == [(4, f"{tmp_path}/out")]
+    assert [(check.name, check.status) for check in checks[1:]] == [("config", "ok"), ("model", "fail")]
+    assert f"{tmp_path}/absent" in checks[-1].detail
+
+
+def test_a_folder_given_directly_wins(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: {path: from-config}\n")
+    assert "from-option" in doctor.run_checks(str(config), "from-option")[-1].detail
+
+
+def test_a_config_that_is_refused(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("modle: {path: x}\n")
+    check = doctor.run_checks(str(config))[-1]
+    assert (check.name, check.status) == ("config", "fail")
+    assert "modle" in check.detail and "model" in check.detail
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str], quick: list[tuple[int, str]]) -> None:
+    parser = argparse.ArgumentParser()
+    doctor.add_arguments(parser)
+    assert doctor.run(parser.parse_args([])) == 0
+    assert "1 checks: 0 failed" in capsys.readouterr().out
+    assert doctor.run(parser.parse_args(["--json", "--model", "no/such/folder"])) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert [check["name"] for check in report["checks"]] == ["torch", "model"]
+
+
+def test_the_real_checks_of_this_machine() -> None:
+    """Nothing faked: every group is present, every finding that is not good says what to do."""
+    checks = doctor.run_checks()
+    names = {check.name for check in checks}
+    assert {"python", "device", "OMP_NUM_THREADS", "memory", "disk", "apex", "SGLang"} <= names
+    assert all(check.detail for check in checks)
+    assert all(check.remedy for check in checks if check.status != "ok")

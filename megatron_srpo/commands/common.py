@@ -73,7 +73,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def launch_ranks(ranks: int, arguments: Sequence[str]) -> int:
-    """Run ``megatron-srpo ARGUMENTS`` as ``ranks`` torchrun workers on this machine; return the exit status."""
+    """Run ``megatron-srpo ARGUMENTS`` as ``ranks`` torchrun workers here; return the exit status."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

@@ -77,7 +77,7 @@ class SourceConfig(Config):
     prompt_suffix: str = option("", "Text appended to every question, such as the answer format.")
 
     family: str | None = option(None, "reasoning_gym: name of the dataset, such as gcd.")
-    seed: int = option(0, "reasoning_gym: seed of the generator; different seeds give different questions.", minimum=0)
+    seed: int = option(0, "reasoning_gym: seed; different seeds give different questions.", minimum=0)
     size: int = option(1000, "reasoning_gym: number of different questions wanted.", minimum=1)
     config: dict[str, Any] = option(factory=dict, help="reasoning_gym: options of the family (difficulty).")
 

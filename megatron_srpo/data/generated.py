@@ -24,7 +24,7 @@ EXCLUDED_FAMILIES = {
 _ATTEMPTS_PER_QUESTION = 10
 _ATTEMPTS_AT_LEAST = 200
 
-#: reasoning-gym's item k of seed s is item 0 of seed s + k, so that neighbouring seeds share nearly all items.
+#: reasoning-gym's item k of seed s is item 0 of seed s + k: neighbouring seeds share nearly all items.
 #: Ours are therefore spread apart, below the 2**32 that NumPy takes.
 _SEED_STRIDE = 10_000_019
 _SEED_RANGE = 2**31

@@ -1,6 +1,4 @@
-"""``megatron-srpo doctor``: what this machine and this model folder are missing, each with a remedy."""
+"""``megatron-srpo doctor``: what this machine and this model folder are missing, each with a remedy.
 
-from megatron_srpo.doctor.command import add_arguments, print_report, run, run_checks
-from megatron_srpo.doctor.types import Check
-
-__all__ = ["Check", "add_arguments", "print_report", "run", "run_checks"]
+``checks.run_checks`` looks, ``report.print_report`` shows, ``command`` is the command line.
+"""

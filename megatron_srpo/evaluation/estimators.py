@@ -13,7 +13,7 @@ RESAMPLES = 1000
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Return the unbiased estimate of P(at least one of k fresh samples is right).
 
-    1 - C(n - c, k) / C(n, k), with n samples of which c are right (Chen et al., arXiv 2107.03374, equation 1).
+    1 - C(n - c, k) / C(n, k), n samples of which c are right (Chen et al., arXiv 2107.03374, equation 1).
 
     Raises:
         ValueError: not 0 <= c <= n or not 1 <= k <= n.
@@ -29,8 +29,8 @@ def majority_accuracy(answers: Sequence[str | None], correct: Sequence[bool]) ->
     """Return the accuracy of the most common answer (maj@k) of one prompt.
 
     Answers are compared as strings; samples without an answer (None) have no vote, and without any vote the
-    result is 0. Equal strings that were scored differently count by their mean, and tied answers are averaged:
-    the expectation over a fair draw among them, which no sample order decides.
+    result is 0. Equal strings that were scored differently count by their mean, and tied answers are
+    averaged: the expectation over a fair draw among them, which no sample order decides.
     """
     votes: dict[str, list[bool]] = defaultdict(list)
     for answer, right in zip(answers, correct, strict=True):

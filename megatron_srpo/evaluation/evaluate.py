@@ -91,9 +91,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Sample and score every prompt ``config.samples_per_prompt`` times.
 
-    Seeds depend on the run's seed, the set, the prompt's place in it and the sample, not on the step: the same
-    random numbers serve every evaluation of a run, so that differences between steps come from the weights, and
-    equal weights give equal results.
+    Seeds depend on the run's seed, the set, the prompt's place in it and the sample, not on the step: the
+    same random numbers serve every evaluation of a run, so that differences between steps come from the
+    weights, and equal weights give equal results.
 
     Args:
         prompts: of all sets; ``prompt.source`` names the set.
@@ -178,7 +178,7 @@ def summarize(rows: Sequence[SampleRow], config: EvaluationConfig) -> dict[str, 
     Per set: ``accuracy`` (avg@k), ``accuracy_se``, ``accuracy_low`` and ``accuracy_high`` (95 %; these three
     from two prompts on), ``pass_at_k``, ``maj_at_k``, ``score_mean``, ``truncated_share`` (did not end by
     themselves), ``response_length_mean`` (tokens), ``errors`` (share that could not be scored). Over sets:
-    ``accuracy``, ``pass_at_k``, ``maj_at_k``, ``truncated_share``, and ``accuracy_se`` when all sets have one.
+    ``accuracy``, ``pass_at_k``, ``maj_at_k``, ``truncated_share``; ``accuracy_se`` when all sets have one.
     """
     sets: dict[str, list[SampleRow]] = defaultdict(list)
     for row in rows:

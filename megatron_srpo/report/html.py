@@ -158,7 +158,8 @@ def _warnings_box(run: RunData, warned: Sequence[Warned]) -> str:
     if not warned:
         return '<div class="box">The collapse watch has nothing to report.</div>'
     items = "".join(f"<li><b>Step {warning.step}</b>: {escape(warning.text)}</li>" for warning in warned)
-    return f'<div class="box warn"><b>Warnings of the collapse watch</b><ul>{items}</ul></div>'
+    heading = "Warnings of the collapse watch (training metrics are means over its window)"
+    return f'<div class="box warn"><b>{heading}</b><ul>{items}</ul></div>'
 
 
 def _evaluation_table(run: RunData) -> str:

@@ -16,10 +16,10 @@ from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.rewards.pool import RewardPool
-from megatron_srpo.rollout.local import LocalEngine
+from megatron_srpo.session.engine import build_engine
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
-from megatron_srpo.session.models import DTYPES, build_trainer
+from megatron_srpo.session.models import build_trainer
 from megatron_srpo.session.preflight import check_run
 from megatron_srpo.session.recording import Recorder
 from megatron_srpo.session.run import Parts, Run
@@ -39,7 +39,9 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         arch = check_run(config, place.world_size)
         groups = initialize_parallel(config.parallel.tensor, config.parallel.pipeline, config.seed)
         trainer = build_trainer(config, arch, groups)
-        progress = _restore(config, trainer) if resume else {"step": 0, "training_seconds": 0.0}
+        progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
+        if resume:
+            progress = _restore(config, trainer)
         recorder = Recorder(config, progress["step"], active=place.rank == 0)
         with RewardPool(config.reward) as rewards, recorder:
             yield _assemble(config, arch, groups, trainer, rewards, recorder, progress)
@@ -60,13 +62,6 @@ def _assemble(
     prompts = _prompts(config, tokenizer, recorder)
     if groups.is_leader:
         rewards.start()
-    engine = LocalEngine(
-        config.model.path,
-        DTYPES[config.model.dtype],
-        platform.device(),
-        config.rollout.local_batch_size,
-        vocab_limit=len(tokenizer),
-    )
     parts = Parts(
         config=config,
         arch=arch,
@@ -76,7 +71,7 @@ def _assemble(
             prompts.train, config.data.seed, config.data.shuffle, mixture_weights(config.data)
         ),
         trainer=trainer,
-        engine=engine,
+        engine=build_engine(config, tokenizer),
         rewards=rewards,
         teacher_prompts=TeacherPrompts(tokenizer, config.data, tokenizer.all_special_tokens, config.seed),
         evaluator=Evaluator(config, prompts.eval, tokenizer, rewards, groups),

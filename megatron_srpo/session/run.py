@@ -1,10 +1,12 @@
 """A run on one rank: the parts put together, and one method per line of the training step."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_srpo.algorithms import Algorithm, build_algorithm
@@ -40,6 +42,7 @@ from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.scoring import TokenScores
 from megatron_srpo.training.teacher import Lesson, TeacherPass
 from megatron_srpo.training.trainer import Trainer, UpdateResult
+from megatron_srpo.weights.export import save_hf
 from megatron_srpo.weights.gather import hf_tensors
 
 
@@ -229,9 +232,16 @@ class Run:
         if config.at_end and self.saved_step != self.step:
             self.save()
         if config.export_hf:
-            with self.phase("checkpoint"):
-                self._export()
+            self._export()
         self.recorder.finish()
+
+    def _export(self) -> None:
+        """Write the policy as a Hugging Face folder; one from an earlier end of this run is replaced."""
+        target = Path(self.config.output_dir) / "model"
+        if dist.get_rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+        dist.barrier()
+        save_hf(self.trainer.policy, self.parts.arch, self.groups, target, self.config.model.path)
 
     def save(self) -> None:
         """Write a checkpoint from which ``--resume`` goes on as if never stopped."""

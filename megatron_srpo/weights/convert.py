@@ -15,8 +15,14 @@ from megatron_srpo.model.forward import full_logits
 from megatron_srpo.model.packing import pack_tokens
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.export import DEFAULT_FILE_BYTES, save_hf
-from megatron_srpo.weights.load import load_hf, open_hf
-from megatron_srpo.weights.megatron_checkpoint import load_megatron, save_megatron, stored_dtype
+from megatron_srpo.weights.hf_files import open_hf
+from megatron_srpo.weights.load import load_hf
+from megatron_srpo.weights.megatron_checkpoint import (
+    check_architecture,
+    load_megatron,
+    save_megatron,
+    stored_dtype,
+)
 from megatron_srpo.weights.table import hf_shapes
 
 # Called with the name of a phase and how far it is: (phase, done, total).
@@ -78,6 +84,7 @@ def export_hf(
     """
     before = platform.peak_memory_bytes()
     arch = Qwen3Architecture.from_hf_folder(hf_files or source)
+    check_architecture(source, arch)
     model = build_policy(arch, groups, stored_dtype(source))
     progress("reading", 0, 1)
     load_megatron(model, source)

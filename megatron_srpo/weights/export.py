@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.folders import copy_hf_files, new_folder
 from megatron_srpo.weights.gather import hf_tensors
 from megatron_srpo.weights.hf_files import write_files
-from megatron_srpo.weights.table import hf_shapes
+from megatron_srpo.weights.table import Shape, hf_shapes
 
 Progress = Callable[[int, int], None]
 
@@ -48,10 +49,26 @@ def save_hf(
     with new_folder(Path(target)) as folder:
         tensors = _reporting(hf_tensors(model, arch, groups, dtype), len(shapes), progress)
         if dist.get_rank() == 0:
-            copy_hf_files(Path(hf_files), folder, dtype)
-            write_files(folder, tensors, shapes, dtype, max_file_bytes)
+            _write(folder, Path(hf_files), tensors, shapes, dtype, max_file_bytes)
         for _ in tensors:  # rank 0 has already consumed them; the others take part in the gathering
             pass
+
+
+def _write(
+    folder: Path,
+    hf_files: Path,
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    shapes: dict[str, Shape],
+    dtype: torch.dtype,
+    max_file_bytes: int,
+) -> None:
+    try:
+        copy_hf_files(hf_files, folder, dtype)
+        write_files(folder, tensors, shapes, dtype, max_file_bytes)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}; free space or choose another folder"
+        ) from error
 
 
 def _reporting(

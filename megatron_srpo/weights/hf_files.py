@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_srpo.errors import WeightError
-from megatron_srpo.weights.table import Box, Shape
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Box, Shape, hf_shapes
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -96,6 +97,20 @@ class HfFolder:
     def reader(self) -> "SliceReader":
         """Return a context manager that reads boxes of tensors."""
         return SliceReader(self)
+
+
+def open_hf(arch: Qwen3Architecture, folder: str | Path) -> HfFolder:
+    """Open a Hugging Face folder and check that it holds exactly this architecture's tensors.
+
+    A tied model may carry a head all the same (as some published files do); it must then equal the embedding.
+
+    Raises:
+        WeightError: names the tensor or file that is wrong.
+    """
+    stored = HfFolder(folder)
+    tied = arch.tied_embeddings
+    stored.check(hf_shapes(arch), ignored={HF_HEAD: hf_shapes(arch)[HF_EMBEDDING]} if tied else {})
+    return stored
 
 
 class SliceReader:

@@ -9,8 +9,8 @@ from megatron_srpo.errors import WeightError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.weights.hf_files import HfFolder
-from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, hf_shapes, rank_table
+from megatron_srpo.weights.hf_files import HfFolder, open_hf
+from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, rank_table
 
 
 def place_of(groups: ProcessGroups) -> Place:
@@ -37,20 +37,6 @@ def model_table(
         if shape != entry.shape:
             raise WeightError(f"{entry.parameter} has shape {shape} in the model, {entry.shape} in the table")
     return [(entry, parameters[entry.parameter]) for entry in entries]
-
-
-def open_hf(arch: Qwen3Architecture, folder: str | Path) -> HfFolder:
-    """Open a Hugging Face folder and check that it holds exactly this architecture's tensors.
-
-    A tied model may carry a head all the same (as some published files do); it must then equal the embedding.
-
-    Raises:
-        WeightError: names the tensor or file that is wrong.
-    """
-    stored = HfFolder(folder)
-    tied = arch.tied_embeddings
-    stored.check(hf_shapes(arch), ignored={HF_HEAD: hf_shapes(arch)[HF_EMBEDDING]} if tied else {})
-    return stored
 
 
 @torch.no_grad()

@@ -94,10 +94,59 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
     Raises:
         CheckpointError: not a finished checkpoint, or one of another kind of model.
     """
-    tensors = dist_checkpointing.load_tensors_metadata(str(weights_folder(folder)))
+    return _stored_embedding(folder).dtype
+
+
+def check_architecture(folder: str | Path, arch: Qwen3Architecture) -> None:
+    """Refuse a checkpoint that was written for another architecture.
+
+    Megatron-Core compares shapes itself, but not the vocabulary (whose padding may differ), nor constants.
+
+    Raises:
+        CheckpointError: names the first field that differs.
+    """
+    rows = _stored_embedding(folder).global_shape[0]
+    if rows < arch.vocab_size:
+        raise CheckpointError(
+            f"{folder} has {rows} vocabulary rows, config.json asks for {arch.vocab_size}; "
+            "give the config.json of the checkpoint's own model"
+        )
+    path = Path(folder) / INFO_FILE
+    if path.is_file():
+        _compare(_read_info(path), arch, path)
+
+
+def _compare(stored: dict[str, Any], arch: Qwen3Architecture, path: Path) -> None:
+    for field, value in dataclasses.asdict(arch).items():
+        if stored.get(field) != value:
+            raise CheckpointError(
+                f"{path} says {field} = {stored.get(field)!r}, config.json gives {value!r}; "
+                "give the config.json of the checkpoint's own model"
+            )
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """Return the architecture recorded in ``checkpoint.json``."""
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        number, architecture = info["format"], dict(info["architecture"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); convert the model again") from error
+    if number != FORMAT:
+        raise CheckpointError(f"{path} has format {number!r}, this program reads {FORMAT}; convert again")
+    return architecture
+
+
+def _stored_embedding(folder: str | Path) -> Any:
+    """Return Megatron-Core's description of the stored embedding (type and global shape)."""
+    weights = weights_folder(folder)
+    try:
+        tensors = dist_checkpointing.load_tensors_metadata(str(weights))
+    except Exception as error:  # boundary to Megatron-Core and torch: a damaged index fails in many ways
+        raise CheckpointError(f"{weights} is damaged: {_short(error)}; convert the model again") from error
     if _EMBEDDING not in tensors:
-        raise CheckpointError(f"{folder} has no tensor {_EMBEDDING}; it is not a checkpoint of a GPT model")
-    return tensors[_EMBEDDING].dtype
+        raise CheckpointError(f"{weights} has no tensor {_EMBEDDING}; it is not a checkpoint of a GPT model")
+    return tensors[_EMBEDDING]
 
 
 def _metadata() -> dict[str, Any]:

@@ -77,3 +77,25 @@ def test_a_cut_text_is_a_prefix_within_the_limit(text: str, room: int) -> None:
     # As much as possible: one more character would not fit. (A character is never split.)
     if kept != text:
         assert len(text[: len(kept) + 1].encode()) > room
+
+
+def test_the_carried_model_renders_as_qwen3_does() -> None:
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    folder = Path(__file__).resolve().parents[2] / "examples" / "models" / "qwen3-tiny"
+    if not (folder / "tokenizer_config.json").is_file():
+        pytest.skip("examples/models/qwen3-tiny has not been made")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = ({"role": "system", "content": "S"}, {"role": "user", "content": "What is 12+30? 漢"})
+    frame = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nWhat is 12+30? 漢<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(render_prompt(tokenizer, chat, thinking=True)) == frame
+    assert (
+        tokenizer.decode(render_prompt(tokenizer, chat, thinking=False)) == frame + "<think>\n\n</think>\n\n"
+    )
+    limit = len(render_prompt(tokenizer, chat, False)) - 3
+    cut = cut_user_text(tokenizer, chat, False, limit)
+    assert cut is not None
+    assert len(render_prompt(tokenizer, cut, False)) <= limit
+    assert chat[1]["content"].startswith(cut[1]["content"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megatron_srpo import doctor
-from megatron_srpo.doctor import command
+from megatron_srpo.doctor import checks as all_checks
+from megatron_srpo.doctor import command, report
 from megatron_srpo.doctor.types import Check
 
 GOOD = Check("torch", "ok", "2.13.0")
@@ -19,7 +19,7 @@ BAD = Check("model", "fail", "no folder [x]", "give a folder")
 
 def shown(checks: list[Check]) -> tuple[int, str]:
     stream = io.StringIO()
-    status = doctor.print_report(checks, Console(file=stream, width=120))
+    status = report.print_report(checks, Console(file=stream, width=120))
     return status, stream.getvalue()
 
 
@@ -32,8 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
         asked.append((ranks, output))
         return []
 
-    monkeypatch.setattr(command, "check_packages", lambda: [GOOD])
-    monkeypatch.setattr(command, "check_machine", machine)
+    monkeypatch.setattr(all_checks, "check_packages", lambda: [GOOD])
+    monkeypatch.setattr(all_checks, "check_machine", machine)
     return asked
 
 
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     ("checks", "status"), [([], 0), ([GOOD], 0), ([GOOD, SLOW], 0), ([GOOD, BAD], 1), ([BAD, SLOW], 1)]
 )
 def test_only_failures_count(checks: list[Check], status: int) -> None:
-    assert command.exit_code(checks) == status
+    assert report.exit_code(checks) == status
     assert shown(checks)[0] == status
 
 
@@ -55,7 +55,7 @@ def test_the_table_shows_everything() -> None:
 
 
 def test_json_holds_every_field() -> None:
-    assert json.loads(command.to_json([GOOD, BAD])) == {
+    assert json.loads(report.to_json([GOOD, BAD])) == {
         "ok": False,
         "checks": [
             {"name": "torch", "status": "ok", "detail": "2.13.0", "remedy": ""},
@@ -65,7 +65,7 @@ def test_json_holds_every_field() -> None:
 
 
 def test_without_arguments_only_the_machine_is_checked(quick: list[tuple[int, str]]) -> None:
-    assert doctor.run_checks() == [GOOD]
+    assert all_checks.run_checks() == [GOOD]
     assert quick == [(1, ".")]
 
 
@@ -75,7 +75,7 @@ def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tu
         f"output_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/absent}}\n"
         "parallel: {tensor: 2, pipeline: 2}\n"
     )
-    checks = doctor.run_checks(str(config))
+    checks = all_checks.run_checks(str(config))
     assert quick == [(4, f"{tmp_path}/out")]
     assert [(check.name, check.status) for check in checks[1:]] == [("config", "ok"), ("model", "fail")]
     assert f"{tmp_path}/absent" in checks[-1].detail
@@ -84,31 +84,31 @@ def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tu
 def test_a_folder_given_directly_wins(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("model: {path: from-config}\n")
-    assert "from-option" in doctor.run_checks(str(config), "from-option")[-1].detail
+    assert "from-option" in all_checks.run_checks(str(config), "from-option")[-1].detail
 
 
 def test_a_config_that_is_refused(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("modle: {path: x}\n")
-    check = doctor.run_checks(str(config))[-1]
+    check = all_checks.run_checks(str(config))[-1]
     assert (check.name, check.status) == ("config", "fail")
     assert "modle" in check.detail and "model" in check.detail
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str], quick: list[tuple[int, str]]) -> None:
     parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
-    assert doctor.run(parser.parse_args([])) == 0
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args([])) == 0
     assert "1 checks: 0 failed" in capsys.readouterr().out
-    assert doctor.run(parser.parse_args(["--json", "--model", "no/such/folder"])) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["ok"] is False
-    assert [check["name"] for check in report["checks"]] == ["torch", "model"]
+    assert command.run(parser.parse_args(["--json", "--model", "no/such/folder"])) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["ok"] is False
+    assert [check["name"] for check in printed["checks"]] == ["torch", "model"]
 
 
 def test_the_real_checks_of_this_machine() -> None:
     """Nothing faked: every group is present, every finding that is not good says what to do."""
-    checks = doctor.run_checks()
+    checks = all_checks.run_checks()
     names = {check.name for check in checks}
     assert {"python", "device", "OMP_NUM_THREADS", "memory", "disk", "apex", "SGLang"} <= names
     assert all(check.detail for check in checks)

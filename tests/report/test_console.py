@@ -69,8 +69,8 @@ def test_numbers_of_a_step() -> None:
     }
     Progress(10, start_step=6, console=console, clock=lambda: 0.0).step(values)
     assert buffer.getvalue() == (
-        "step  7/10  accuracy 0.412  policy/distill/dropped 60/30/10 %  length 38.2  truncated 25%  grad 0.123  "
-        "8.0 s  left 0:00  (generate 5.0 s)\n"
+        "step  7/10  accuracy 0.412  policy/distill/dropped 60/30/10 %  length 38.2  truncated 25%  "
+        "grad 0.123  8.0 s  left 0:00  (generate 5.0 s)\n"
     )
 
 
@@ -86,7 +86,7 @@ def test_evaluation_has_its_own_line() -> None:
     console, buffer = _log()
     Progress(10, console=console).step({"step": 0, **evaluation(0)})
     first, second = buffer.getvalue().splitlines()
-    assert first == "step  0/10"
+    assert first == "step  0/10  (evaluate 4.0 s)"
     assert second.startswith("evaluation at step 0: accuracy 0.3")
     assert "(chain_sum 0.2" in second and "gcd 0.4" in second
 

@@ -217,7 +217,8 @@ from megatron_srpo.config.reward import RewardConfig
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.rewards.pool import RewardPool
 pool = RewardPool(RewardConfig(workers=2, time_limit_s=float(sys.argv[2])))
-item = lambda text: (Prompt("p", ({"role": "user", "content": "q"},), None, "tests.rewards.hostile:act"), text)
+question = ({"role": "user", "content": "q"},)
+item = lambda text: (Prompt("p", question, None, "tests.rewards.hostile:act"), text)
 pool.score([item("1")] * 8)
 print(*[worker.process.pid for worker in pool._workers], flush=True)
 if sys.argv[1] == "hang":

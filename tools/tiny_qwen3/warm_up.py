@@ -31,6 +31,8 @@ class WarmUp:
     gradient_clip: float = 1.0
     kinds: tuple[float, ...] = (0.35, 0.15, 0.2, 0.3)  # shares of the kinds of example
     seed: int = 0
+    items: int = 12000  # asked of every family's dataset; repeated questions count once
+    data_seed: int = 1
 
 
 def build_model(tokenizer: Any, seed: int) -> Qwen3ForCausalLM:

@@ -1,0 +1,55 @@
+"""All checks, in the order in which they are shown."""
+
+from megatron_srpo import platform
+from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.doctor.communication import check_communication
+from megatron_srpo.doctor.machine import check_accelerator, check_disk, check_memory, check_threads
+from megatron_srpo.doctor.model_folder import check_model_folder
+from megatron_srpo.doctor.packages import check_optional_packages, check_python, check_requirements
+from megatron_srpo.doctor.types import Check
+from megatron_srpo.errors import ConfigError
+
+
+def run_checks(config_path: str | None = None, model_folder: str | None = None) -> list[Check]:
+    """Check the machine and the packages, then the config and the model folder if they are named.
+
+    Args:
+        config_path: YAML of a run: checked, and read for the model folder, the ranks and the output folder.
+        model_folder: Hugging Face folder to check instead of the config's.
+    """
+    ranks, output = 1, "."
+    checks: list[Check] = []
+    if config_path is not None:
+        config, check = check_config(config_path)
+        checks.append(check)
+        if config is not None:
+            ranks = config.parallel.tensor * config.parallel.pipeline
+            output, model_folder = config.output_dir, model_folder or config.model.path
+    if model_folder is not None:
+        checks += check_model_folder(model_folder)
+    return [*check_packages(), *check_machine(ranks, output), *checks]
+
+
+def check_packages() -> list[Check]:
+    """Python, the required packages and the optional ones."""
+    return [check_python(), *check_requirements(), *check_optional_packages(platform.has_cuda())]
+
+
+def check_machine(ranks: int, output: str) -> list[Check]:
+    """Device, communication between processes, threads, memory and disk."""
+    return [
+        check_accelerator(),
+        check_communication(),
+        check_threads(ranks),
+        check_memory(),
+        check_disk(output),
+    ]
+
+
+def check_config(path: str) -> tuple[RunConfig | None, Check]:
+    """Build the configuration of a run from its file; ``None`` when it is refused."""
+    try:
+        return load_config(RunConfig, path), Check("config", "ok", path)
+    except ConfigError as error:
+        return None, Check("config", "fail", str(error), "correct the config file and run again")

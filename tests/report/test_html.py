@@ -1,0 +1,268 @@
+"""The report page: everything is shown, nothing that a model wrote can act, and gaps are said."""
+
+import dataclasses
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_srpo.errors import DataError
+from megatron_srpo.report.html import config_summary, table, write_report
+from megatron_srpo.report.metrics import MetricsFile
+from megatron_srpo.report.rollout_page import MAX_STEPS, MAX_TOKENS, chosen_samples, level, response_html
+from megatron_srpo.report.run_data import load_run
+from megatron_srpo.report.samples import SamplesFile
+from tests.report.synthetic import evaluation, row, sample, write_run
+
+_VOID = {"meta", "br", "path", "use", "rect", "clippath", "image"}
+HOSTILE = "</pre></span><script>alert('x')</script><img src=\"http://evil/x\" onerror=alert(1)>&amp;'\"<!--"
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "unbalanced tags"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+def _page(run_dir: Path) -> Page:
+    return Page(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def _assert_harmless(page: Page) -> None:
+    for tag in ("script", "img", "iframe", "object", "link", "form", "base", "a"):
+        assert page.tags[tag] == 0, tag
+    for _tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href"):
+            assert value and value.startswith("#"), f"{name}={value} leaves the page"
+    policy = [
+        v
+        for tag, name, v in page.attributes
+        if tag == "meta" and name == "content" and "default-src" in str(v)
+    ]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "srpo-seed0", steps=30, evaluate_every=10)
+
+
+@pytest.fixture(scope="module")
+def page(whole: Path) -> Page:
+    return _page(whole)
+
+
+def test_the_page_is_one_harmless_file(page: Page, whole: Path) -> None:
+    _assert_harmless(page)
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "rollouts.jsonl",
+    ]
+
+
+def test_header_names_run_and_settings(page: Page) -> None:
+    assert "srpo-seed0" in page.text
+    assert (
+        "algorithm srpo · model models/tiny-qwen3 · TP 2 · PP 1 · learning rate 0.0001 · seed 0" in page.text
+    )
+
+
+def test_best_and_last_evaluation_are_shown(page: Page) -> None:
+    values = {step: evaluation(step, total=30)["eval/accuracy"] for step in (0, 10, 20, 30)}
+    best = max(values, key=lambda step: values[step])
+    assert f"{values[0]:.3f} → {values[30]:.3f}" in page.text
+    assert f"best {values[best]:.3f} at step {best}" in page.text
+    gcd = evaluation(30, total=30)
+    assert f"{gcd['eval/gcd/accuracy']:.3f}" in page.text and f"{gcd['eval/gcd/pass_at_k']:.3f}" in page.text
+
+
+def test_all_charts_are_drawn_with_ids_of_their_own(page: Page) -> None:
+    assert page.tags["svg"] == 16
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert "Not in this run" not in page.text
+
+
+def test_no_warnings_is_said(page: Page) -> None:
+    assert "The collapse watch has nothing to report." in page.text
+
+
+def test_the_same_run_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "srpo-seed0")
+    assert write_report(copy).read_bytes() == write_report(whole).read_bytes()
+
+
+def test_rollouts_show_route_reward_weights_and_feedback(page: Page) -> None:
+    steps = sorted({s.step for s in chosen_samples_of(page)})
+    assert steps[0] == 1 and steps[-1] == 30
+    assert page.text.count("expected 12") == 2 * len(steps)
+    classes = Counter(value for tag, name, value in page.attributes if tag == "span" and name == "class")
+    assert classes["route policy"] == classes["route distill"] == 2 * len(steps)
+    tips = [value for tag, name, value in page.attributes if tag == "span" and name == "title"]
+    assert len(tips) == 2 * len(steps) * 7, "one tooltip per distilled token, none for the policy route"
+    first = sample(30, 1)
+    assert first.weights and first.teacher_entropy
+    assert f"weight {first.weights[0]:.2f}, teacher entropy {first.teacher_entropy[0]:.2f}" in tips
+
+
+def chosen_samples_of(page: Page) -> list[object]:
+    """The steps listed on the page, as objects with a ``step``."""
+    found = re.findall(r"Step (\d+): 4 rollouts", page.text)
+    return [type("Listed", (), {"step": int(step)}) for step in found]
+
+
+def test_hostile_text_cannot_act(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run<script>alert(1)<"
+    write_run(run_dir, steps=3)
+    hostile = dataclasses.replace(
+        sample(4, 1),
+        tokens=(HOSTILE,),
+        weights=(1.0,),
+        teacher_entropy=None,
+        prompt=HOSTILE,
+        prompt_id=HOSTILE,
+    )
+    hostile = dataclasses.replace(
+        hostile, source=HOSTILE, feedback=HOSTILE, error=HOSTILE, finish_reason=HOSTILE
+    )
+    plain = dataclasses.replace(hostile, weights=None, route="policy")
+    SamplesFile(run_dir / "rollouts.jsonl").append([hostile, plain])
+    MetricsFile(run_dir / "metrics.jsonl").append(
+        {**row(4), f"eval/{HOSTILE}/accuracy": 0.5, f"reward/{HOSTILE}/accuracy": 0.5, "eval/accuracy": 0.5}
+    )
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"algorithm": {"name": HOSTILE}, HOSTILE: HOSTILE}))
+    page = _page(run_dir)
+    _assert_harmless(page)
+    # Two samples with seven hostile fields each; metrics and config; shown as they are, not swallowed.
+    assert page.text.count(HOSTILE) >= 14
+    assert "run<script>alert(1)<" in page.text
+
+
+def test_lone_surrogates_do_not_break_the_page(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", steps=1)
+    SamplesFile(run_dir / "rollouts.jsonl").append([dataclasses.replace(sample(2, 0), prompt="\ud83d!")])
+    assert "?!" in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
+    page = _page(tmp_path)
+    for words in (
+        "no step has finished yet",
+        "No configuration shown",
+        "Not evaluated yet",
+        "No sampled rollouts",
+    ):
+        assert words in page.text
+    assert page.tags["svg"] == 0
+
+
+def test_a_partial_run_names_the_missing_metrics(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.jsonl").append({"step": 1, "reward/accuracy": 0.25, "time/step": 3.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "rew')
+    page = _page(tmp_path)
+    assert page.tags["svg"] == 2
+    assert "Not in this run: Evaluation on held-out problems (eval/accuracy);" in page.text
+    assert "Gradient norm (optim/grad_norm)" in page.text
+    assert "at step 1" in page.text
+
+
+def test_warnings_are_listed_with_their_step(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in range(1, 9):
+        file.append({"step": step, "response/truncated_share": 0.9})
+    page = _page(tmp_path)
+    assert "Step 5: response/truncated_share is 90%" in page.text
+    assert "raise the response token limit" in page.text
+
+
+def test_damaged_rollouts_are_said_and_damaged_metrics_are_an_error(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", steps=2)
+    content = (run_dir / "rollouts.jsonl").read_text()
+    (run_dir / "rollouts.jsonl").write_text("broken\n" + content)
+    assert "rollouts.jsonl line 1 is not a JSON object" in _page(run_dir).text
+    (run_dir / "metrics.jsonl").write_text("broken\n" + (run_dir / "metrics.jsonl").read_text())
+    with pytest.raises(DataError, match=r"metrics\.jsonl line 1"):
+        write_report(run_dir)
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="give the folder of a run"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_chosen_samples_are_spread_over_the_run(tmp_path: Path) -> None:
+    file = SamplesFile(tmp_path / "rollouts.jsonl")
+    for step in range(1, 101):
+        file.append([sample(step, index) for index in range(8)])
+    chosen = Counter(s.step for s in chosen_samples(tmp_path / "rollouts.jsonl"))
+    assert list(chosen) == [1, 12, 23, 34, 45, 56, 67, 78, 89, 100]
+    assert len(chosen) == MAX_STEPS and set(chosen.values()) == {6}
+    single = SamplesFile(tmp_path / "single.jsonl")
+    single.append([sample(5, 0)])
+    assert [s.step for s in chosen_samples(tmp_path / "single.jsonl")] == [5]
+
+
+def test_long_responses_are_cut_with_a_count() -> None:
+    count = MAX_TOKENS + 25
+    long = dataclasses.replace(
+        sample(1, 1), tokens=("a",) * count, weights=(1.0,) * count, teacher_entropy=None
+    )
+    text = response_html(long)
+    assert text.count('title="weight 1.00"') == MAX_TOKENS
+    assert text.endswith("25 more tokens</i>")
+
+
+@pytest.mark.parametrize(
+    ("weight", "step"), [(-1.0, 0), (0.0, 0), (0.12, 0), (0.13, 1), (1.0, 4), (2.0, 8), (50.0, 8)]
+)
+def test_colour_level(weight: float, step: int) -> None:
+    assert level(weight) == step
+
+
+def test_config_summary_takes_only_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {seed: 7}\nrollout: {temperature: 1.0}\n")
+    assert config_summary(load_run(tmp_path)) == "temperature 1.0 · seed 7"
+
+
+def test_table_escapes_and_aligns() -> None:
+    text = table(("a", "b"), [("<x>", "1"), ("y", "mean")], strong="mean")
+    assert "&lt;x&gt;" in text and "<x>" not in text
+    assert '<tr class="mean"><td >y</td><td class="n">mean</td></tr>' in text

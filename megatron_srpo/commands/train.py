@@ -11,6 +11,7 @@ import sys
 from megatron_srpo import platform
 from megatron_srpo.commands.common import (
     add_config_arguments,
+    add_replicas_argument,
     describe_options,
     launch_ranks,
     run_config,
@@ -25,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in output_dir"
     )
-    parser.add_argument(
-        "--replicas",
-        type=int,
-        default=1,
-        metavar="N",
-        help="data-parallel replicas to start on this machine (default 1)",
-    )
+    add_replicas_argument(parser)
     parser.add_argument(
         "--options",
         metavar="SECTION",
@@ -45,11 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(describe_options(arguments.options))
         return 0
     config = run_config(arguments)
+    check_output(config, arguments.resume)
     if platform.rank_environment() is not None:
         return train_here(config, arguments.resume)
     ranks = config.parallel.tensor * config.parallel.pipeline * arguments.replicas
     check_run(config, ranks)
-    check_output(config, arguments.resume)
     if ranks == 1:
         return train_here(config, arguments.resume)
     return launch_ranks(ranks, sys_arguments(arguments))

@@ -38,10 +38,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    tree = _parse(text, f"{path} is not valid YAML")
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -50,14 +49,45 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-4 (without a dot) as a number, as every user means it."""
+    """Safe YAML that reads 1e-4 (without a dot) as a number, as every user means it, and no key twice."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """The writer to :class:`_Loader`: puts quotes around a text such as 1e-4, or it would return a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
+def _parse(text: str, complaint: str) -> Any:
+    """Read YAML. PyYAML raises a bare ValueError for an impossible date or number."""
+    try:
+        return _unshared(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{complaint}: {error}") from error
+
+
+def _unshared(value: Any) -> Any:
+    """Copy what a YAML alias repeats, so that an override of one place does not change the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
@@ -83,7 +113,7 @@ def to_tree(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Write a config so that :func:`load_config` reads back the same."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_tree(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
@@ -116,9 +146,11 @@ def _require_all(cls: type[Config], values: Mapping[str, Any], path: str) -> Non
 
 
 def _with_path(message: str, class_name: str, path: str) -> str:
-    """Replace ``ClassName.field`` at the head of a message by the dotted key that the user wrote."""
+    """Say where: ``ClassName.field`` at the head of a message becomes the dotted key that the user wrote."""
     prefix = f"{class_name}."
-    return _join(path, message.removeprefix(prefix)) if message.startswith(prefix) else message
+    if message.startswith(prefix):
+        return _join(path, message.removeprefix(prefix))
+    return message if path in message else f"{path}: {message}"
 
 
 def _convert(value: Any, expected: Any, path: str) -> Any:
@@ -157,10 +189,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} must look like section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    value = _parse(text, f"override {override!r}: the value is not valid YAML")
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
@@ -169,13 +198,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _descend(node: Any, part: str, path: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, part, path)]
-    if node.get(part) is None:
+    place: Any = _index(node, part, path) if isinstance(node, list) else part
+    if isinstance(node, dict) and node.get(part) is None:
         node[part] = {}
-    if not isinstance(node[part], dict | list):
-        raise ConfigError(f"override: {path} = {node[part]!r} is a value, not a section")
-    return node[part]
+    if not isinstance(node[place], dict | list):
+        raise ConfigError(f"override: {path} = {node[place]!r} is a value, not a section")
+    return node[place]
 
 
 def _assign(node: Any, last: str, value: Any, path: str) -> None:

@@ -44,18 +44,19 @@ class RunConfig(Config):
         longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
         if self.training.micro_batch_tokens < longest:
             raise ConfigError(
-                f"training.micro_batch_tokens = {self.training.micro_batch_tokens} cannot hold one sequence of "
-                f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} tokens; raise it to {longest}"
+                f"training.micro_batch_tokens = {self.training.micro_batch_tokens} cannot hold one sequence "
+                f"of data.max_prompt_tokens + rollout.max_response_tokens = {longest} tokens; "
+                f"raise it to {longest}"
             )
         teacher_longest = self.data.teacher.max_prompt_tokens + self.rollout.max_response_tokens
         if self.algorithm.name != "grpo" and self.training.micro_batch_tokens < teacher_longest:
             raise ConfigError(
-                f"training.micro_batch_tokens = {self.training.micro_batch_tokens} cannot hold a teacher prompt "
-                f"and a response (data.teacher.max_prompt_tokens + rollout.max_response_tokens = "
+                f"training.micro_batch_tokens = {self.training.micro_batch_tokens} cannot hold a teacher "
+                f"prompt and a response (data.teacher.max_prompt_tokens + rollout.max_response_tokens = "
                 f"{teacher_longest} tokens); raise it, or lower data.teacher.max_prompt_tokens"
             )
-        if self.rollout.temperature <= 0:
+        if self.algorithm.feedback and not self.reward.environment_feedback:
             raise ConfigError(
-                f"rollout.temperature = {self.rollout.temperature}: training needs sampled responses; "
-                "give a positive number (greedy decoding is for evaluation)"
+                "algorithm.feedback = True needs the verifiers' remarks, which are withheld by "
+                "reward.environment_feedback = False; set both"
             )

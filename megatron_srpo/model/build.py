@@ -1,5 +1,7 @@
 """A Qwen3 policy as this rank's stage and shard of a Megatron-Core ``GPTModel``."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 
@@ -18,51 +20,53 @@ def transformer_config(
     Args:
         dtype: of weights, activations and what travels between pipeline stages.
     """
-    return TransformerConfig(
-        num_layers=arch.num_layers,
-        hidden_size=arch.hidden_size,
-        ffn_hidden_size=arch.ffn_hidden_size,
-        num_attention_heads=arch.num_heads,
-        num_query_groups=arch.num_kv_heads,
-        kv_channels=arch.head_dim,
-        qk_layernorm=True,
-        normalization="RMSNorm",
-        layernorm_epsilon=arch.rms_norm_eps,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        add_qkv_bias=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        tensor_model_parallel_size=groups.tp_size,
-        pipeline_model_parallel_size=groups.pp_size,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        autocast_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        # Weights always come from a checkpoint. Zeros instead of random numbers, and made shard by shard:
-        # "CPU initialization" would draw each full matrix on every rank.
-        use_cpu_initialization=False,
-        init_method=torch.nn.init.zeros_,
-        output_layer_init_method=torch.nn.init.zeros_,
-        embedding_init_method=torch.nn.init.zeros_,
-        # The loss is a sum over tokens, divided once by the count over the whole optimizer step.
-        calculate_per_token_loss=True,
-        # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts,
-        # which do not exist here; Megatron-Core checks it all the same.)
-        variable_seq_lengths=groups.pp_size > 1,
-        moe_token_dispatcher_type="alltoall",
-        # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).
-        deallocate_pipeline_outputs=False,
-        # Kernels of Apex and Transformer Engine, which the local layer spec does without.
-        masked_softmax_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        apply_rope_fusion=False,
-        persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
-        cross_entropy_loss_fusion=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="full scope is deprecated")  # its own default
+        return TransformerConfig(
+            num_layers=arch.num_layers,
+            hidden_size=arch.hidden_size,
+            ffn_hidden_size=arch.ffn_hidden_size,
+            num_attention_heads=arch.num_heads,
+            num_query_groups=arch.num_kv_heads,
+            kv_channels=arch.head_dim,
+            qk_layernorm=True,
+            normalization="RMSNorm",
+            layernorm_epsilon=arch.rms_norm_eps,
+            gated_linear_unit=True,
+            activation_func=F.silu,
+            add_bias_linear=False,
+            add_qkv_bias=False,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            tensor_model_parallel_size=groups.tp_size,
+            pipeline_model_parallel_size=groups.pp_size,
+            params_dtype=dtype,
+            pipeline_dtype=dtype,
+            autocast_dtype=dtype,
+            bf16=dtype == torch.bfloat16,
+            # Weights always come from a checkpoint. Zeros instead of random numbers, and made shard by shard:
+            # "CPU initialization" would draw each full matrix on every rank.
+            use_cpu_initialization=False,
+            init_method=torch.nn.init.zeros_,
+            output_layer_init_method=torch.nn.init.zeros_,
+            embedding_init_method=torch.nn.init.zeros_,
+            # The loss is a sum over tokens, divided once by the count over the whole optimizer step.
+            calculate_per_token_loss=True,
+            # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts,
+            # which do not exist here; Megatron-Core checks it all the same.)
+            variable_seq_lengths=groups.pp_size > 1,
+            moe_token_dispatcher_type="alltoall",
+            # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).
+            deallocate_pipeline_outputs=False,
+            # Kernels of Apex and Transformer Engine, which the local layer spec does without.
+            masked_softmax_fusion=False,
+            bias_activation_fusion=False,
+            bias_dropout_fusion=False,
+            apply_rope_fusion=False,
+            persist_layer_norm=False,
+            gradient_accumulation_fusion=False,
+            cross_entropy_loss_fusion=False,
+        )
 
 
 def build_policy(

@@ -66,7 +66,15 @@ def finish_axes(axes: "Axes") -> None:
     axes.set_xlabel("step")
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(labels), 4))
+        # The overall curve is drawn last. Beyond nine entries a legend would leave no room for the curves.
+        handles, labels = handles[-9:], [shorten(label) for label in labels[-9:]]
+        columns = min(len(labels), 4, 60 // (max(map(len, labels)) + 4))
+        axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+
+
+def shorten(label: str, length: int = 26) -> str:
+    """Cut a long label, so that the names of prompt sources cannot squeeze the chart to nothing."""
+    return label if len(label) <= length else label[: length - 1] + "…"
 
 
 def draw_line(

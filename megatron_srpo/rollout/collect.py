@@ -25,8 +25,8 @@ def collect(
     """Sample ``requests`` with the engines of one replica; every rank returns all completions.
 
     Collective over ``group``. An engine with parallelism "every_rank" exists on every rank, which samples a
-    share (:func:`shares`); of one with "leader" only rank 0 of the group needs to hold it, the others may pass
-    None.
+    share (:func:`shares`); of one with "leader" only rank 0 of the group needs to hold it, the others may
+    pass None.
 
     Args:
         engine: this rank's engine; of the same parallelism on all ranks.

@@ -1,5 +1,6 @@
 """Puts a run together on one rank: groups, models, engine, prompts, verifiers, and the checkpoint."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_srpo import platform
 from megatron_srpo.config.run import RunConfig
@@ -31,22 +33,35 @@ from megatron_srpo.training.trainer import Trainer
 def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
     """Join the process group and build this rank's part of a run; close everything at the end.
 
+    A default process group that exists already (in an embedding program) is used and left open.
+
     Raises:
         UserError: the configuration, model, data or checkpoint cannot be used.
     """
-    place = platform.init_distributed(config.training.distributed_timeout_s)
+    _quiet_libraries()
+    joined = not dist.is_initialized()
+    if joined:
+        platform.init_distributed(config.training.distributed_timeout_s)
     try:
-        arch = check_run(config, place.world_size)
+        arch = check_run(config, dist.get_world_size())
         groups = initialize_parallel(config.parallel.tensor, config.parallel.pipeline, config.seed)
         trainer = build_trainer(config, arch, groups)
         progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
         if resume:
             progress = _restore(config, trainer)
-        recorder = Recorder(config, progress["step"], active=place.rank == 0)
+        recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
         with RewardPool(config.reward) as rewards, recorder:
             yield _assemble(config, arch, groups, trainer, rewards, recorder, progress)
     finally:
-        dist.destroy_process_group()
+        if joined:
+            dist.destroy_process_group()
+
+
+def _quiet_libraries() -> None:
+    """Silence what would be repeated on every rank and asks nothing of the user."""
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message="full scope is deprecated")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|megatron")
 
 
 def _assemble(

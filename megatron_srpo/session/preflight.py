@@ -31,14 +31,28 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
             f"{world_size} ranks cannot be shared by replicas of parallel.tensor x parallel.pipeline = "
             f"{replica} ranks; start a multiple of {replica}"
         )
+    if not config.data.train:
+        raise ConfigError("data.train is empty; name at least one source of training prompts")
     mini_batch_prompts(config.training, config.rollout.prompts_per_step, world_size // replica)
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if longest > arch.max_position_embeddings:
-        raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_response_tokens = {longest} exceeds the model's "
-            f"max_position_embeddings = {arch.max_position_embeddings}; lower one of them"
-        )
+    _check_lengths(config, arch)
     return arch
+
+
+def _check_lengths(config: RunConfig, arch: Qwen3Architecture) -> None:
+    prompt, response = "data.max_prompt_tokens", "rollout.max_response_tokens"
+    lengths = {f"{prompt} + {response}": config.data.max_prompt_tokens + config.rollout.max_response_tokens}
+    if config.algorithm.name != "grpo":
+        teacher = config.data.teacher.max_prompt_tokens + config.rollout.max_response_tokens
+        lengths[f"data.teacher.max_prompt_tokens + {response}"] = teacher
+    if config.data.eval and config.evaluation.max_response_tokens:
+        evaluation = config.data.max_prompt_tokens + config.evaluation.max_response_tokens
+        lengths[f"{prompt} + evaluation.max_response_tokens"] = evaluation
+    for keys, longest in lengths.items():
+        if longest > arch.max_position_embeddings:
+            raise ConfigError(
+                f"{keys} = {longest} exceeds the model's max_position_embeddings = "
+                f"{arch.max_position_embeddings}; lower one of them"
+            )
 
 
 def check_output(config: RunConfig, resume: bool) -> None:

@@ -63,7 +63,8 @@ class ScoredBatch:
         return ScoredRollouts(
             reward_N=torch.tensor([score.value for score in self.scores], dtype=torch.float64),
             group_N=self.group_N,
-            has_feedback_N=torch.tensor([score.feedback is not None for score in self.scores]),
+            # A verifier of the user's own may return empty text, which no teacher prompt can show.
+            has_feedback_N=torch.tensor([bool((score.feedback or "").strip()) for score in self.scores]),
             demonstrable_N=demonstrable_N,
         )
 

@@ -37,7 +37,7 @@ from megatron_srpo.session.rollouts import (
 from megatron_srpo.session.samples import chosen_samples
 from megatron_srpo.session.step_metrics import replica_facts, rollout_metrics, update_metrics
 from megatron_srpo.training.checkpoint import save_checkpoint
-from megatron_srpo.training.exchange import gather_over_replicas, on_leader
+from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas, on_leader
 from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.scoring import TokenScores
 from megatron_srpo.training.teacher import Lesson, TeacherPass
@@ -250,7 +250,7 @@ class Run:
                 Path(self.config.output_dir) / "checkpoints",
                 self.step,
                 self.trainer,
-                {"training_seconds": self.training_seconds},
+                {"training_seconds": from_first_rank(self.training_seconds)},
                 self.config.checkpoint.keep,
             )
         self.saved_step = self.step

@@ -52,6 +52,15 @@ def gather_over_replicas(value: Any, groups: ProcessGroups) -> list[Any]:
     return gathered
 
 
+def from_first_rank(value: T) -> T:
+    """Give every rank global rank 0's object."""
+    if dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def on_leader(action: Callable[[], T], groups: ProcessGroups) -> T:
     """Let a replica's leader compute something and give it to all ranks of the replica.
 

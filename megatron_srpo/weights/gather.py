@@ -107,7 +107,7 @@ def _communicate(buffer: torch.Tensor, pp_rank: int, groups: ProcessGroups) -> t
     if groups.tp_size > 1:
         received = buffer.new_empty(groups.tp_size * buffer.numel())
         if groups.pp_rank == pp_rank:
-            dist.all_gather_into_tensor(received, buffer, group=groups.tp)
+            dist.all_gather(list(received.chunk(groups.tp_size)), buffer, group=groups.tp)
     if groups.pp_size > 1:
         dist.broadcast(received, group_src=pp_rank, group=groups.pp)
     return received.view(groups.tp_size, -1)

@@ -89,7 +89,8 @@ def test_the_carried_model_renders_as_qwen3_does() -> None:
         pytest.skip("examples/models/qwen3-tiny has not been made")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = ({"role": "system", "content": "S"}, {"role": "user", "content": "What is 12+30? 漢"})
-    frame = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nWhat is 12+30? 漢<|im_end|>\n<|im_start|>assistant\n"
+    system = "<|im_start|>system\nS<|im_end|>\n"
+    frame = system + "<|im_start|>user\nWhat is 12+30? 漢<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(render_prompt(tokenizer, chat, thinking=True)) == frame
     assert (
         tokenizer.decode(render_prompt(tokenizer, chat, thinking=False)) == frame + "<think>\n\n</think>\n\n"

@@ -73,7 +73,7 @@ def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tu
     config = tmp_path / "run.yaml"
     config.write_text(
         f"output_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/absent}}\n"
-        "parallel: {tensor: 2, pipeline: 2}\n"
+        "parallel: {tensor: 2, pipeline: 2}\ntraining: {micro_batch_tokens: 65536}\n"
     )
     checks = all_checks.run_checks(str(config))
     assert quick == [(4, f"{tmp_path}/out")]
@@ -83,7 +83,7 @@ def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tu
 
 def test_a_folder_given_directly_wins(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text("model: {path: from-config}\n")
+    config.write_text("model: {path: from-config}\ntraining: {micro_batch_tokens: 65536}\n")
     assert "from-option" in all_checks.run_checks(str(config), "from-option")[-1].detail
 
 
@@ -106,8 +106,9 @@ def test_command_line(capsys: pytest.CaptureFixture[str], quick: list[tuple[int,
     assert [check["name"] for check in printed["checks"]] == ["torch", "model"]
 
 
-def test_the_real_checks_of_this_machine() -> None:
-    """Nothing faked: every group is present, every finding that is not good says what to do."""
+def test_the_real_checks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing faked but the ranks, which have their own test: every finding that is not good has a remedy."""
+    monkeypatch.setattr(all_checks, "check_communication", lambda: GOOD)
     checks = all_checks.run_checks()
     names = {check.name for check in checks}
     assert {"python", "device", "OMP_NUM_THREADS", "memory", "disk", "apex", "SGLang"} <= names

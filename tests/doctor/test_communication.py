@@ -1,7 +1,7 @@
 """The round trip between two real processes, and what is said when it fails."""
 
+import re
 import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -22,7 +22,8 @@ def test_two_fresh_ranks_reach_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     check = communication.check_communication()
     assert check.status == "ok", check.detail
     assert check.name == "gloo between 2 ranks"
-    assert check.detail.endswith(" ms")
+    milliseconds = re.fullmatch(r"all-reduce of 4 bytes in ([0-9.]+) ms", check.detail)
+    assert milliseconds and float(milliseconds[1]) > 0
 
 
 def test_collectives_on_three_ranks() -> None:
@@ -79,14 +80,6 @@ def test_backend_by_number_of_devices(devices: int, backend: str, monkeypatch: p
     monkeypatch.setattr(communication, "start_ranks", ranks)
     assert communication.check_communication().status == "ok"
     assert asked == [(backend, 2)]
-
-
-def test_the_rank_program_runs_alone() -> None:
-    """`python -m` finds the module under its declared name and prints one number per rank."""
-    answers = communication.start_ranks("gloo", 2, communication.TIMEOUT_S)
-    assert all(good for good, _ in answers), answers
-    assert all(float(text) > 0 for _, text in answers)
-    assert communication.RANK_MODULE in sys.modules
 
 
 @pytest.mark.gpu(2)

@@ -119,9 +119,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 def sharded_log_prob(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
     student = _leaf(_cut(x.student_TV, shard, 1))
     result = ops.vocab_parallel_log_prob(student, x.target_T, shard, entropy=True)
-    entropy = ops.vocab_parallel_entropy(student, shard)
-    assert result.entropy_T is not None and torch.equal(entropy, result.entropy_T)
-    outputs = {**result._asdict(), "entropy_alone_T": entropy}
+    outputs = {**result._asdict(), "entropy_alone_T": ops.vocab_parallel_entropy(student, shard)}
     return outputs, {"student_TV": student}
 
 
@@ -156,7 +154,6 @@ def dense_gather(case: Case, x: Inputs) -> Outcome:
 def sharded_divergence(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
     student, teacher = _leaf(_cut(x.student_TV, shard, 1)), _leaf(_cut(x.teacher_TV, shard, 1))
     loss = ops.vocab_parallel_divergence(student, teacher, case.alpha, shard)
-    assert teacher.grad is None
     return {"loss_T": loss}, {"student_TV": student}
 
 
@@ -237,6 +234,8 @@ def run_sharded(rank: int, world: int, operation: str, batch: list[Case]) -> lis
     for case in batch:
         shard = VocabShard(group, case.vocab_size, case.padded_size(world))
         results.append(_collect(case, SHARDED[operation](case, make_inputs(case), shard)))
+    if world > 1:  # gloo moves no bytes for empty tensors: do not tear down while another rank still connects
+        dist.barrier()
     return results
 
 
@@ -249,7 +248,7 @@ def largest_logit(case: Case) -> float:
     """Largest absolute logit of the case, of both sides and before or after the heads."""
     x = make_inputs(case)
     heads = [item @ x.weight_VH.t() / case.temperature for item in (x.hidden_TH, x.teacher_hidden_TH)]
-    logits = torch.cat([item.flatten() for item in (x.student_TV, x.teacher_TV, *heads)])
+    logits = torch.cat([torch.zeros(1), *(item.flatten() for item in (x.student_TV, x.teacher_TV, *heads))])
     return logits.abs().max().item()
 
 

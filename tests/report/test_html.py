@@ -130,7 +130,7 @@ def test_the_same_run_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
 
 
 def test_rollouts_show_route_reward_weights_and_feedback(page: Page) -> None:
-    steps = sorted({s.step for s in chosen_samples_of(page)})
+    steps = [int(step) for step in re.findall(r"Step (\d+): 4 rollouts", page.text)]
     assert steps[0] == 1 and steps[-1] == 30
     assert page.text.count("expected 12") == 2 * len(steps)
     classes = Counter(value for tag, name, value in page.attributes if tag == "span" and name == "class")
@@ -140,12 +140,6 @@ def test_rollouts_show_route_reward_weights_and_feedback(page: Page) -> None:
     first = sample(30, 1)
     assert first.weights and first.teacher_entropy
     assert f"weight {first.weights[0]:.2f}, teacher entropy {first.teacher_entropy[0]:.2f}" in tips
-
-
-def chosen_samples_of(page: Page) -> list[object]:
-    """The steps listed on the page, as objects with a ``step``."""
-    found = re.findall(r"Step (\d+): 4 rollouts", page.text)
-    return [type("Listed", (), {"step": int(step)}) for step in found]
 
 
 def test_hostile_text_cannot_act(tmp_path: Path) -> None:
@@ -176,9 +170,8 @@ def test_hostile_text_cannot_act(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_do_not_break_the_page(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path / "run", steps=1)
-    SamplesFile(run_dir / "rollouts.jsonl").append([dataclasses.replace(sample(2, 0), prompt="\ud83d!")])
-    assert "?!" in write_report(run_dir).read_text(encoding="utf-8")
+    SamplesFile(tmp_path / "rollouts.jsonl").append([dataclasses.replace(sample(2, 0), prompt="\ud83d!")])
+    assert "?!" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
@@ -214,13 +207,12 @@ def test_warnings_are_listed_with_their_step(tmp_path: Path) -> None:
 
 
 def test_damaged_rollouts_are_said_and_damaged_metrics_are_an_error(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path / "run", steps=2)
-    content = (run_dir / "rollouts.jsonl").read_text()
-    (run_dir / "rollouts.jsonl").write_text("broken\n" + content)
-    assert "rollouts.jsonl line 1 is not a JSON object" in _page(run_dir).text
-    (run_dir / "metrics.jsonl").write_text("broken\n" + (run_dir / "metrics.jsonl").read_text())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "rollouts.jsonl").write_text('broken\n{"step": 1}\n')
+    assert "rollouts.jsonl line 1 is not a JSON object" in _page(tmp_path).text
+    (tmp_path / "metrics.jsonl").write_text('broken\n{"step": 1}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl line 1"):
-        write_report(run_dir)
+        write_report(tmp_path)
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:

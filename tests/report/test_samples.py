@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -54,7 +55,7 @@ def test_unknown_route_is_refused() -> None:
 @pytest.mark.parametrize("field", ["weights", "teacher_entropy"])
 def test_per_token_lists_must_fit_the_tokens(field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field} of gcd/11 has 1 values for 7 tokens"):
-        dataclasses.replace(sample(1, 1), **{field: (1.0,)})
+        dataclasses.replace(sample(1, 1), **cast(Any, {field: (1.0,)}))
 
 
 @pytest.mark.parametrize("change", [{"colour": "red"}, {"route": "elsewhere"}, {"weights": [1.0]}])

@@ -58,8 +58,11 @@ def test_no_values_give_no_metrics() -> None:
 def test_results_are_plain_floats_from_any_numbers() -> None:
     for values in (np.array([[1, 2], [3, 4]], dtype=np.float32), (1, 2, 3, 4), iter([1.0, 2.0, 3.0, 4.0])):
         assert mean(values) == 2.5
-    assert type(mean(np.float32([1.5]))) is float
-    assert all(type(value) is float for value in describe("x", np.float32([1.5]), maximum=True).values())
+    assert type(mean(np.array([1.5], dtype=np.float32))) is float
+    assert all(
+        type(value) is float
+        for value in describe("x", np.array([1.5], dtype=np.float32), maximum=True).values()
+    )
 
 
 def test_share_of_flags() -> None:

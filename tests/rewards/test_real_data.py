@@ -1,4 +1,4 @@
-"""From the files as they were published to scores from the pool: loading, extraction and verifiers together."""
+"""From published files to scores from the pool: loading, extraction and verifiers together."""
 
 import json
 from collections.abc import Iterator

@@ -21,10 +21,15 @@ def write_model(folder: Path, **overrides: Any) -> Path:
     return folder
 
 
-def make_requests(prompts: int = 5, samples: int = 3, shortest: int = 2, purpose: str = "test") -> list[Request]:
+def make_requests(
+    prompts: int = 5, samples: int = 3, shortest: int = 2, purpose: str = "test"
+) -> list[Request]:
     """Make requests for prompts of different lengths, ``samples`` seeds each."""
     generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(0, VOCABULARY, (shortest + 3 * p,), generator=generator).tolist() for p in range(prompts)]
+    texts = [
+        torch.randint(0, VOCABULARY, (shortest + 3 * p,), generator=generator).tolist()
+        for p in range(prompts)
+    ]
     return [
         Request(f"{p}/{s}", tuple(text), request_seed(1, purpose, 0, p, s))
         for p, text in enumerate(texts)

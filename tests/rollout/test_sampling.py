@@ -1,4 +1,4 @@
-"""Token sampling against independent float64 references, and the sampled frequencies against chi-square bounds."""
+"""Token sampling against float64 references, and the sampled frequencies against chi-square bounds."""
 
 import math
 

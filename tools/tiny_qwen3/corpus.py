@@ -1,15 +1,16 @@
-"""What the warm-up shows the small model: student prompts, teacher prompts, and teacher prompts with a failed attempt.
+"""What the warm-up shows the small model: student prompts, teacher prompts, and teacher prompts with a failed
+attempt.
 
 Three kinds of example (P prompt, S right solution, W solution with slips):
 
 * `student`: P -> S. Kept short so that reinforcement learning has something left to do.
-* `teacher`: P with S as demonstration -> S. Without it the self-teacher has nothing to say: a model trained from scratch
-  does not read demonstrations by itself.
-* `recovery`: P with S as demonstration -> W, as a failed rollout is scored. At the first wrong token the right one is the
-  label, the rest of the wrong number has no label, and what follows from it is labelled as it stands. A teacher that repeats
-  the demonstration whatever the prefix ruins the student.
-* `drill`: solutions of several problems without their questions, labelled at the results of calculations only: arithmetic at a
-  quarter of the tokens.
+* `teacher`: P with S as demonstration -> S. Without it the self-teacher has nothing to say: a model
+  trained from scratch does not read demonstrations by itself.
+* `recovery`: P with S as demonstration -> W, as a failed rollout is scored. At the first wrong token the
+  right one is the label, the rest of the wrong number has no label, and what follows from it is labelled
+  as it stands. A teacher that repeats the demonstration whatever the prefix ruins the student.
+* `drill`: solutions of several problems without their questions, labelled at the results of calculations
+  only: arithmetic at a quarter of the tokens.
 """
 
 import hashlib
@@ -55,27 +56,35 @@ def render(tokenizer: Any, user_text: str) -> str:
     """The chat prompt, thinking off, up to where the assistant starts to answer."""
     messages = [{"role": "user", "content": user_text}]
     return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
     )
 
 
 def held_out(size: int = EVALUATION_SIZE) -> list[Problem]:
-    """Problems for measurements: never shown in the warm-up."""
-    return [Problem(f, entry) for f in FAMILIES for entry in distinct(f, EVALUATION_SEED, size)]
+    """Per family, `size` problems for measurements: never shown in the warm-up."""
+    return [
+        Problem(family, entry)
+        for family in FAMILIES
+        for entry in distinct(family, EVALUATION_SEED, 10 * size)[:size]
+    ]
 
 
-def distinct(family: Family, seed: int, size: int) -> list[Entry]:
-    """The first `size` items of a dataset that differ in their question."""
-    entries = {entry["question"]: entry for entry in family.dataset(seed, size)}
+def distinct(family: Family, seed: int, items: int) -> list[Entry]:
+    """Those of a dataset's first `items` items whose question did not come before."""
+    entries: dict[str, Entry] = {}
+    for entry in family.dataset(seed, items):
+        entries.setdefault(entry["question"], entry)
     return list(entries.values())
 
 
-def training_problems(per_family: int, seed: int) -> list[list[Problem]]:
-    """Per family, its problems without the held-out questions."""
+def training_problems(items: int, seed: int) -> list[list[Problem]]:
+    """Per family, the different problems among `items` items, without the held-out questions."""
     reserved = {problem.question for problem in held_out()}
     pools = []
     for family in FAMILIES:
-        entries = distinct(family, seed, per_family)
+        entries = distinct(family, seed, items)
         pools.append([Problem(family, entry) for entry in entries if entry["question"] not in reserved])
     return pools
 
@@ -125,7 +134,9 @@ def drill(tokenizer: Any, problems: list[Problem]) -> Example:
 
 
 def _calculated(spans: list[Span]) -> set[int]:
-    """Positions of the characters of calculated numbers, with the equals sign (`=-` is one token) and the line's end."""
+    """Positions of the characters of calculated numbers, with the equals sign (`=-` is one token) and the
+    line's end.
+    """
     positions: set[int] = set()
     start = 0
     for span in spans:

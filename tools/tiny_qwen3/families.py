@@ -1,8 +1,8 @@
 """The reasoning-gym families that the small Qwen3 learns, and worked solutions for them.
 
-A solution is written on a `Worksheet`. The worksheet can slip: one number comes out wrong, is marked, and everything after it
-follows from the wrong number, as in a failed rollout. The warm-up needs such solutions so that the self-teacher stays sensible
-after a wrong prefix (see `corpus.py`).
+A solution is written on a `Worksheet`. The worksheet can slip: one number comes out wrong, is marked, and
+everything after it follows from the wrong number, as in a failed rollout. The warm-up needs such solutions
+so that the self-teacher stays sensible after a wrong prefix (see `corpus.py`).
 """
 
 import random
@@ -15,19 +15,25 @@ import reasoning_gym
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
 SUCCESS_SCORE = 0.99  # several verifiers give part marks to answers that are merely similar
-EVALUATION_SEED = 1_000_000  # far from the training seeds: item i of seed s is item i - 1 of seed s + 1
-EVALUATION_SIZE = 64
+WARM_UP_SEED = 1
+# Far from the warm-up: item i of seed s is item i - 1 of seed s + 1. This is megatron_srpo.data's `seed: 9`.
+EVALUATION_SEED = 90_000_171
+EVALUATION_SIZE = 64  # different questions per family
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a worked solution. `right` is set on a number that a slip made wrong: what should stand there."""
+    """A piece of a worked solution. `right` is set on a number that a slip made wrong: what should stand
+    there.
+    """
 
     text: str
     right: str | None = None
-    worked_out: bool = False  # the result of a calculation, which follows from what stands before it on the line
+    worked_out: bool = (
+        False  # the result of a calculation, which follows from what stands before it on the line
+    )
 
 
 @dataclass
@@ -56,16 +62,16 @@ class Worksheet:
 
 
 def _near_miss(true: int, rng: random.Random, low: int | None, high: int | None) -> int:
-    """A wrong number of the kind a small model writes: a neighbour, a wrong carry, a wrong digit, a wrong sign."""
+    """A wrong number of the kind a small model writes: a neighbour, a wrong carry, a wrong digit, a wrong
+    sign.
+    """
     digits = str(abs(true))
     place = rng.randrange(len(digits))
     redrawn = int(digits[:place] + str(rng.randrange(10)) + digits[place + 1 :]) * (-1 if true < 0 else 1)
     candidates = [true + rng.choice((-2, -1, 1, 2)), true + rng.choice((-10, 10)), redrawn, redrawn, -true]
     if low is not None and high is not None:
         candidates.append(rng.randint(low, high))
-    wrong = [
-        c for c in candidates if c != true and (low is None or c >= low) and (high is None or c <= high)
-    ]
+    wrong = [c for c in candidates if c != true and (low is None or c >= low) and (high is None or c <= high)]
     return rng.choice(wrong) if wrong else true
 
 
@@ -84,7 +90,7 @@ _TERM = re.compile(r"([+-]?)(\d*)(\*?[a-z])?$")
 
 
 def linear_coefficients(equation: str) -> tuple[int, int, int]:
-    """(coefficient of the variable, constant on the left, right side) of an equation such as `5 - 8*e = -51`."""
+    """Coefficient of the variable, constant beside it, right side: `5 - 8*e = -51` gives (-8, 5, -51)."""
     left, right = equation.split(" = ")
     coefficient = constant = 0
     for term in left.replace("- ", "-").replace("+ ", "+").split():

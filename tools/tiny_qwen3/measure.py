@@ -1,9 +1,11 @@
-"""Measures what matters before reinforcement learning starts: the student's head-room, and whether the teacher knows more.
+"""Measures what matters before reinforcement learning starts: the student's head-room, and whether the
+teacher knows more.
 
-The student sees the question; the teacher is the same model with its first correct sibling as demonstration. A failed rollout
-*departs* at its first token that differs from the worked solution; the token of the worked solution there is the *right token*.
-After that position the prefix is wrong and the teacher should agree with the student again. Only problems whose demonstration
-equals the worked solution are counted there: some right answers are luck after wrong work, and no token of theirs is known right.
+The student sees the question; the teacher is the same model with its first correct sibling as
+demonstration. A failed rollout *departs* at its first token that differs from the worked solution; the
+token of the worked solution there is the *right token*. After that position the prefix is wrong and the
+teacher should agree with the student again. Only problems whose demonstration equals the worked solution
+are counted there: some right answers are luck after wrong work, and no token of theirs is known right.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,9 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed rollout as the trainer distils it: both prompts, the response, where it departs and what was right there."""
+    """A failed rollout as the trainer distils it: both prompts, the response, where it departs and what was
+    right there.
+    """
 
     student_prompt: list[int]
     teacher_prompt: list[int]

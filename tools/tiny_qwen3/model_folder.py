@@ -32,8 +32,8 @@ _PUBLISHED_FIELDS = (
 def published_config(model: Any) -> dict[str, Any]:
     """config.json with the fields of the published Qwen3 models.
 
-    `rope_theta` and `torch_dtype` stand at the top level: newer transformers releases write other names but read these,
-    and older releases and inference engines read only these.
+    `rope_theta` and `torch_dtype` stand at the top level: newer transformers releases write other names
+    but read these, and older releases and inference engines read only these.
     """
     kept = {key: value for key, value in model.config.to_dict().items() if key in _PUBLISHED_FIELDS}
     kept["architectures"] = ["Qwen3ForCausalLM"]
@@ -71,7 +71,7 @@ def write_model(model: Any, folder: Path) -> None:
 
 
 def publish(folder: Path, destination: Path) -> None:
-    """Put a finished folder in the place of an older one; a reader sees the old or the new, never a mixture."""
+    """Put a finished folder in the place of an older one; readers never see a mixture."""
     old = destination.with_name(f".old-{destination.name}")
     if destination.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -24,7 +24,9 @@ def pick(logits_BV: torch.Tensor, temperature: float, generator: torch.Generator
 def generate_batch(
     model: Any, prompts: list[list[int]], limit: int, temperature: float, generator: torch.Generator
 ) -> list[list[int]]:
-    """Up to `limit` response tokens per prompt; a response ends with the end-of-turn token unless it was cut off."""
+    """Up to `limit` response tokens per prompt; a response ends with the end-of-turn token unless it was cut
+    off.
+    """
     stop = model.config.eos_token_id
     tokens, mask = left_padded(prompts, model.config.pad_token_id)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -33,7 +35,11 @@ def generate_batch(
     done = torch.zeros(len(prompts), dtype=torch.bool)
     while len(columns) < limit and not bool(done.all()):
         output = model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            logits_to_keep=1,
         )
         cache = output.past_key_values
         chosen = pick(output.logits[:, -1], temperature, generator)
@@ -48,7 +54,9 @@ def generate_batch(
 def generate(
     model: Any, prompts: list[list[int]], limit: int, temperature: float, seed: int = 0, batch: int = 256
 ) -> list[list[int]]:
-    """`generate_batch` over many prompts, sorted by length to save padding; results in the order of the prompts."""
+    """`generate_batch` over many prompts, sorted by length to save padding; results in the order of the
+    prompts.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     responses: list[list[int]] = [[] for _ in prompts]

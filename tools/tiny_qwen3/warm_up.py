@@ -1,5 +1,6 @@
-"""Trains the small Qwen3 from scratch with plain PyTorch: next-token loss on response tokens, one CPU thread."""
+"""Trains the small Qwen3 from scratch with plain PyTorch: next-token loss on response tokens."""
 
+import itertools
 import math
 import random
 import time
@@ -13,30 +14,40 @@ from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tools.tiny_qwen3.corpus import DRILL_SOLUTIONS, IGNORED, KINDS, Example, Problem, drill, example
+from tools.tiny_qwen3.families import WARM_UP_SEED
 
-VOCABULARY_MULTIPLE = 64  # rows of the embedding; the spare ones are never used, as in the published Qwen3 models
+VOCABULARY_MULTIPLE = (
+    64  # rows of the embedding; the spare ones are never used, as in the published Qwen3 models
+)
 
 
 @dataclass(frozen=True)
 class WarmUp:
     """How long and on what the model is trained. Stopped early on purpose: see the model card."""
 
-    steps: int = 600
-    batch: int = 64
-    chunks: int = 4  # a batch is sorted by length and run in so many parts: little padding
+    steps: int = 1000
+    batch: int = 32
+    chunks: int = 2  # a batch is sorted by length and run in so many parts: little padding
     learning_rate: float = 3e-3
     final_share: float = 0.1  # of the learning rate, at the last step (cosine)
     warm_up_steps: int = 40
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
-    kinds: tuple[float, ...] = (0.35, 0.15, 0.2, 0.3)  # shares of the kinds of example
+    opening: float = 0.2  # share of the steps in which the model mostly learns to copy
+    opening_kinds: tuple[float, ...] = (
+        0.2,
+        0.45,
+        0.2,
+        0.15,
+    )  # shares of the kinds of example, in the order of `KINDS`
+    kinds: tuple[float, ...] = (0.5, 0.1, 0.2, 0.2)  # the same, after the opening
     seed: int = 0
     items: int = 12000  # asked of every family's dataset; repeated questions count once
-    data_seed: int = 1
+    data_seed: int = WARM_UP_SEED
 
 
 def build_model(tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights. Heads, groups, widths and rows divide by 4 and layers by 2, for TP and PP."""
+    """A Qwen3 with random weights. Heads, groups and widths divide by 4, layers by 2, for TP and PP."""
     rows = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
@@ -61,9 +72,10 @@ def build_model(tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
 def examples(tokenizer: Any, pools: list[list[Problem]], settings: WarmUp) -> Iterator[Example]:
     """An endless stream: a random family, a random problem of it, a random kind."""
     rng = random.Random(settings.seed)
-    while True:
-        pool = rng.choice(pools)
-        kind = rng.choices(KINDS, weights=settings.kinds)[0]
+    for index in itertools.count():
+        opening = index < settings.opening * settings.steps * settings.batch
+        shares = settings.opening_kinds if opening else settings.kinds
+        kind, pool = rng.choices(KINDS, weights=shares)[0], rng.choice(pools)
         if kind == "drill":
             yield drill(tokenizer, rng.sample(pool, DRILL_SOLUTIONS))
         else:

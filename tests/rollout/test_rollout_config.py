@@ -1,0 +1,39 @@
+"""The rollout section of the configuration."""
+
+import pytest
+
+from megatron_srpo.config.rollout import RolloutConfig
+from megatron_srpo.errors import ConfigError
+
+
+def test_defaults_are_the_papers() -> None:
+    config = RolloutConfig()
+    assert (config.prompts_per_step, config.samples_per_prompt, config.temperature, config.top_p) == (
+        32,
+        8,
+        1.0,
+        1.0,
+    )
+    assert config.responses_per_step == 256
+    assert config.engine == "local"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("engine", "vllm"),
+        ("prompts_per_step", 0),
+        ("samples_per_prompt", 0),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("max_response_tokens", 0),
+        ("local_batch_size", 0),
+        ("local_dtype", "float16"),
+    ],
+)
+def test_impossible_values_are_named(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"RolloutConfig\.{key} = {value!r}"):
+        RolloutConfig(**{key: value})

@@ -1,0 +1,64 @@
+"""Megatron-Core's layout written a second time, by reshaping whole tensors instead of listing boxes."""
+
+import torch
+
+from megatron_srpo.model.architecture import Qwen3Architecture
+
+
+def make_arch(**overrides: object) -> Qwen3Architecture:
+    """Return a small architecture."""
+    sizes: dict = {
+        "num_layers": 2,
+        "hidden_size": 12,
+        "ffn_hidden_size": 8,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 3,
+        "vocab_size": 10,
+        "max_position_embeddings": 32,
+        "rope_theta": 1e4,
+        "rms_norm_eps": 1e-6,
+        "tied_embeddings": False,
+        "initializer_range": 0.02,
+    }
+    return Qwen3Architecture(**{**sizes, **overrides})
+
+
+def shard(
+    arch: Qwen3Architecture,
+    hf: dict[str, torch.Tensor],
+    parameter: str,
+    index: int,
+    tp_rank: int,
+    tp_size: int,
+    rows: int,
+) -> torch.Tensor:
+    """Return one rank's shard of ``parameter``, whose layer has the number ``index`` in the whole model."""
+    prefix = f"model.layers.{index}."
+    if parameter.endswith("linear_qkv.weight"):
+        kv_heads = arch.num_kv_heads
+        q, k, v = (hf[f"{prefix}self_attn.{kind}_proj.weight"] for kind in "qkv")
+        grouped = torch.cat([x.reshape(kv_heads, -1, arch.hidden_size) for x in (q, k, v)], dim=1)
+        return grouped.chunk(tp_size)[tp_rank].flatten(0, 1)
+    if parameter.endswith("linear_fc1.weight"):
+        both = torch.stack([hf[f"{prefix}mlp.{kind}_proj.weight"] for kind in ("gate", "up")])
+        return both.chunk(tp_size, dim=1)[tp_rank].flatten(0, 1)
+    if parameter.endswith("linear_proj.weight"):
+        return hf[f"{prefix}self_attn.o_proj.weight"].chunk(tp_size, dim=1)[tp_rank]
+    if parameter.endswith("linear_fc2.weight"):
+        return hf[f"{prefix}mlp.down_proj.weight"].chunk(tp_size, dim=1)[tp_rank]
+    names = {
+        ".input_layernorm.weight": f"{prefix}input_layernorm.weight",
+        ".pre_mlp_layernorm.weight": f"{prefix}post_attention_layernorm.weight",
+        ".q_layernorm.weight": f"{prefix}self_attn.q_norm.weight",
+        ".k_layernorm.weight": f"{prefix}self_attn.k_norm.weight",
+        ".final_layernorm.weight": "model.norm.weight",
+    }
+    for suffix, name in names.items():
+        if parameter.endswith(suffix):
+            return hf[name]
+    head = "model.embed_tokens.weight" if arch.tied_embeddings else "lm_head.weight"
+    full = hf["model.embed_tokens.weight" if parameter.startswith("embedding.") else head]
+    padded = torch.zeros(tp_size * rows, arch.hidden_size)
+    padded[: arch.vocab_size] = full
+    return padded.chunk(tp_size)[tp_rank]

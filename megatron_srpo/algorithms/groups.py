@@ -20,7 +20,7 @@ def group_advantages(reward_N: Tensor, group_N: Tensor, normalize_by_std: bool) 
     """Centre rewards on their group's mean, over all members, wherever they are routed.
 
     With ``normalize_by_std`` the result is divided by the group's (unbiased) standard deviation plus 1e-6, as
-    GRPO's formula is printed; a group of one keeps advantage 0. Source: SRPO section 3, docs/algorithms.md.
+    GRPO's formula is printed; a group of one keeps advantage 0. Source: docs/algorithms.md, section 3.
     """
     reward_N = reward_N.double()
     size_N = _group_sum(torch.ones_like(reward_N), group_N)

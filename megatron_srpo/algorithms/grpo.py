@@ -1,4 +1,4 @@
-"""GRPO (DeepSeekMath, arXiv 2402.03300; as strengthened in SRPO, arXiv 2604.02288, section 3).
+"""GRPO (DeepSeekMath, arXiv 2402.03300; as strengthened in SRPO, arXiv 2604.02288).
 
 Deviation from the printed formula: advantages are mean-centred and not divided by the standard deviation by
 default (``policy.normalize_by_std`` divides), clipping is asymmetric and the mean is over tokens.

@@ -1,4 +1,4 @@
-"""SRPO (arXiv 2604.02288, section 4): correct rollouts to GRPO, failed ones to self-distillation.
+"""SRPO (arXiv 2604.02288): correct rollouts to GRPO, failed ones to self-distillation.
 
 A failed rollout about which the teacher can be told nothing (its whole group failed) stays on the policy
 branch: with binary rewards its advantage is 0, and its tokens stay in the denominator.

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -48,8 +48,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
+_BOOLEAN = "tag:yaml.org,2002:bool"
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 (without a dot) as a number, as every user means it, and no key twice."""
+    """Safe YAML as users mean it: 1e-4 (without a dot) is a number, ``off`` a text, and no key comes twice."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [pair for pair in pairs if pair[0] != _BOOLEAN]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -67,6 +75,7 @@ class _Dumper(yaml.SafeDumper):
     """The writer to :class:`_Loader`: puts quotes around a text such as 1e-4, or it would return a number."""
 
 
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",

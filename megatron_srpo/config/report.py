@@ -31,7 +31,7 @@ class WandbConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig(Config):
-    """Thresholds of the collapse watch (the known failures of spec section 12).
+    """Thresholds of the collapse watch (the known failures; docs/algorithms.md section 10).
 
     Every rule looks at means over the last ``window`` steps, and warns once per episode.
     """

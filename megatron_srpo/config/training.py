@@ -32,7 +32,7 @@ class TrainingConfig(Config):
         None, "Prompts per optimizer step; null: the whole rollout batch.", minimum=1
     )
     micro_batch_tokens: int = option(
-        16384, "Most tokens packed into one micro-batch (prompt and response).", minimum=1
+        18432, "Most tokens packed into one micro-batch (prompt and response).", minimum=1
     )
     distributed_timeout_s: float = option(
         600.0, "Seconds after which a collective operation that makes no progress fails.", minimum=1

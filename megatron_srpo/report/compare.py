@@ -2,7 +2,7 @@
 
 Runs are grouped by label (usually the algorithm); within a label they differ by seed. Curves are means over
 the seeds of a label, with a band from the lowest to the highest seed. Training seconds leave out evaluation
-and checkpoints, as in the papers (spec section 9).
+and checkpoints, as in the papers (docs/algorithms.md section 9).
 """
 
 import csv

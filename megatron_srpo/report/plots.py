@@ -57,7 +57,7 @@ def finish_axes(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
     if axes.get_yscale() == "log":
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     left, right = axes.get_xlim()
@@ -68,7 +68,7 @@ def finish_axes(axes: "Axes") -> None:
     if len(labels) > 1:
         # The overall curve is drawn last. Beyond nine entries a legend would leave no room for the curves.
         handles, labels = handles[-9:], [shorten(label) for label in labels[-9:]]
-        columns = min(len(labels), 4, 60 // (max(map(len, labels)) + 4))
+        columns = min(len(labels), 4, int(60 // (sum(map(len, labels)) / len(labels) + 4)))
         axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 
 

@@ -1,6 +1,6 @@
 """Collapse watch: rules over the metrics of a run that name a known failure while it happens.
 
-The failures are those of spec section 12: answers that shrink under distillation, a teacher that is
+The failures are those of docs/algorithms.md section 10: answers that shrink under distillation, a teacher that is
 certain of short answers, a teacher that drifts while the gap closes, vanishing gradients, lost accuracy,
 answers cut by the limit, an engine that disagrees with the trainer, and prompts that nobody solves.
 
@@ -10,6 +10,7 @@ metrics.jsonl alone, so a resumed run warns exactly like one that never stopped.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isfinite
 
 from megatron_srpo.config.report import WatchConfig
 from megatron_srpo.report.metrics import Row
@@ -47,10 +48,10 @@ class History:
         self._best: dict[str, float] = {}
 
     def add(self, row: Row) -> None:
-        """Append one step's metrics."""
-        self.row = row
+        """Append one step's metrics; NaN and infinities count as null, as they do in metrics.jsonl."""
+        self.row = {name: value if value is None or isfinite(value) else None for name, value in row.items()}
         for name in _WATCHED:
-            value = row.get(name)
+            value = self.row.get(name)
             if value is not None:
                 self._series[name].append(float(value))
                 # Accuracy of an evaluation is already a mean over many answers; a step's is averaged first.

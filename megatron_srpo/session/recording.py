@@ -17,7 +17,7 @@ from megatron_srpo.report.samples import RolloutSample, SamplesFile
 from megatron_srpo.report.tracker import Tracker
 from megatron_srpo.report.watch import Watch
 
-# Phases that count as training; evaluation and saving do not (spec section 9: scores by training time).
+# Phases that count as training; evaluation and saving do not (papers score by training time).
 TRAINING_PHASES = ("generate", "reward", "score", "teacher", "update", "sync")
 
 

@@ -1,4 +1,4 @@
-"""The numbers of one step, over all replicas (docs/algorithms.md, section 12).
+"""The numbers of one step, over all replicas (docs/algorithms.md, section 10).
 
 Every replica describes its rollouts in a :class:`ReplicaFacts`; the facts of all replicas are gathered and
 turned into one flat dictionary.

@@ -159,10 +159,13 @@ def _files(folder: Path) -> list[Path]:
 def _weight_map(folder: Path) -> dict[str, str]:
     path = folder / INDEX_FILE
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise WeightError(f"{path} is not a safetensors index ({error!r}); download it again") from error
-    return dict(weight_map)
+    for file in weight_map.values():
+        if Path(str(file)).name != file:
+            raise WeightError(f"{path} names {file!r}, which is not a file of this folder; download it again")
+    return weight_map
 
 
 def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:

@@ -76,14 +76,14 @@ def test_majority_does_not_depend_on_the_order(answers: list[str | None], random
 
 
 def test_standard_error_is_that_of_the_mean() -> None:
-    """Over all samples of 3 from {0, 1}: the mean square of the estimate is the variance of the mean, p q / n."""
+    """Over all samples of 3 from {0, 1}, the mean of its square is the variance of the sample mean."""
     samples = list(product([0.0, 1.0], repeat=3))
     squares = np.mean([standard_error(sample) ** 2 for sample in samples])
     assert squares == pytest.approx(np.var([np.mean(sample) for sample in samples]), abs=1e-12)
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
-    """200 experiments, 80 prompts of accuracy 0.3: covered in 190 +- 3 (percentile intervals a little less)."""
+    """200 experiments with 80 prompts: about 190 cover the truth (percentile intervals a little fewer)."""
     generator = np.random.default_rng(0)
     covered = 0
     for experiment in range(200):

@@ -62,7 +62,9 @@ def test_reads_boxes(model, tensors):
         for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.o_proj.weight"):
             got = reader.read(name, Box((3, 5), (9, 20)))
             assert torch.equal(got, tensors[name][3:9, 5:20])
-        assert torch.equal(reader.read("model.norm.weight", Box((4,), (8,))), tensors["model.norm.weight"][4:8])
+        assert torch.equal(
+            reader.read("model.norm.weight", Box((4,), (8,))), tensors["model.norm.weight"][4:8]
+        )
 
 
 def test_names_a_missing_tensor(model, tensors, tmp_path):
@@ -149,6 +151,13 @@ def test_refuses_a_broken_index(tmp_path, content):
         HfFolder(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["../a.safetensors", "/a.safetensors", 7])
+def test_refuses_an_index_that_points_out_of_the_folder(tmp_path, file):
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
+    with pytest.raises(WeightError, match="is not a file of this folder"):
+        HfFolder(tmp_path)
+
+
 def test_common_dtype(model, tensors, tmp_path):
     assert HfFolder(model).common_dtype(tensors) == torch.float32
     tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16()
@@ -158,7 +167,9 @@ def test_common_dtype(model, tensors, tmp_path):
 
 
 SHAPES = st.dictionaries(
-    st.text("abc", min_size=1, max_size=3), st.lists(st.integers(1, 6), min_size=1, max_size=2).map(tuple), min_size=1
+    st.text("abc", min_size=1, max_size=3),
+    st.lists(st.integers(1, 6), min_size=1, max_size=2).map(tuple),
+    min_size=1,
 )
 
 
@@ -178,7 +189,9 @@ def test_written_files_are_read_back_by_the_library(tensors, tmp_path, dtype, li
     expected = {name: value.to(dtype) for name, value in tensors.items()}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     # columns of a larger tensor: what is written must not assume contiguous memory
-    stream = ((name, value.T.contiguous().T) for name, value in expected.items())
+    stream = (
+        (name, value.mT.contiguous().mT if value.dim() == 2 else value) for name, value in expected.items()
+    )
     write_files(tmp_path, stream, shapes, dtype, limit)
     assert (tmp_path / INDEX_FILE).exists() == (limit == 3000)
     got = {name: value for file in tmp_path.glob("*.safetensors") for name, value in load_file(file).items()}

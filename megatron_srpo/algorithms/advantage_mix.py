@@ -1,4 +1,4 @@
-"""The ablation of SRPO's paper (arXiv 2604.02288): mix the two signals in the advantage instead of routing samples.
+"""SRPO's ablation (arXiv 2604.02288): mix the two signals in the advantage instead of routing samples.
 
 A_t = lambda * A_GRPO + (1 - lambda) * A_SDPO,t with A_SDPO,t = log q(y_t) - log pi_old(y_t) on the sampled
 token (the policy-gradient form of reverse-KL distillation; arXiv 2601.20802), 0 where the teacher has no

@@ -10,7 +10,7 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def entropy_weights(entropy_R: Tensor, beta: float) -> Tensor:
-    """Return exp(-beta H), before its normalisation to mean 1 over the optimizer step (docs/algorithms.md section 5)."""
+    """Return exp(-beta H), not yet brought to mean 1 (docs/algorithms.md section 5)."""
     return torch.exp(-beta * entropy_R)
 
 

@@ -1,5 +1,6 @@
 """Which algorithm turns rewards into learning signal, and its constants."""
 
+import math
 from dataclasses import dataclass
 
 from megatron_srpo.config.base import Config, option
@@ -83,3 +84,9 @@ class AlgorithmConfig(Config):
         choices=("token_mean", "seq_mean_token_mean"),
     )
     feedback: bool = option(False, "Let the verifier's feedback text stand in where no sibling is correct.")
+
+    def validate(self) -> None:
+        if not math.isfinite(self.success_threshold):
+            raise ConfigError(
+                f"AlgorithmConfig.success_threshold = {self.success_threshold}; give a finite number"
+            )

@@ -52,7 +52,7 @@ _BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML as users mean it: 1e-4 (without a dot) is a number, ``off`` a text, and no key comes twice."""
+    """Safe YAML as users mean it: 1e-4 (without a dot) is a number, ``off`` a text, no key comes twice."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [pair for pair in pairs if pair[0] != _BOOLEAN]
@@ -75,6 +75,13 @@ class _Dumper(yaml.SafeDumper):
     """The writer to :class:`_Loader`: puts quotes around a text such as 1e-4, or it would return a number."""
 
 
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Escape the line breaks of Unicode, which a YAML reader would turn into spaces."""
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
 _Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(

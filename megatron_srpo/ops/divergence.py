@@ -35,6 +35,11 @@ def _weighted(prob: Tensor, log_ratio: Tensor) -> Tensor:
     return (prob * log_ratio).masked_fill_(prob == 0, 0.0)
 
 
+def _difference(s: Tensor, t: Tensor, delta: Tensor) -> Tensor:
+    """s - t from delta = log t/s: relatively exact where s and t, each rounded, would cancel."""
+    return _weighted(torch.where(delta > 0, t, -s), delta.abs().neg_().expm1_())
+
+
 def _log_mixture_ratios(delta: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """(log m/s, log m/t) from delta = log t/s, exact to the last bits for small delta, never overflowing.
 
@@ -63,12 +68,12 @@ def _events(
     delta_TN = log_t_TN - log_s_TN
     if alpha == 0.0:
         loss_TN = _weighted(t_TN, delta_TN)
-        slope_TN = s_TN - t_TN if whole else -t_TN
+        slope_TN = _difference(s_TN, t_TN, delta_TN) if whole else -t_TN
         loss_TN = loss_TN.add_(slope_TN) if whole else loss_TN
     elif alpha == 1.0:
         loss_TN = _weighted(s_TN, -delta_TN)
         slope_TN = loss_TN if whole else loss_TN + s_TN
-        loss_TN = (loss_TN + t_TN).sub_(s_TN) if whole else loss_TN
+        loss_TN = loss_TN - _difference(s_TN, t_TN, delta_TN) if whole else loss_TN
     else:
         ratio_s_TN, ratio_t_TN = _log_mixture_ratios(delta_TN, alpha)
         slope_TN = _weighted(s_TN, ratio_s_TN).mul_(alpha - 1.0)

@@ -100,7 +100,7 @@ def summarize_run(label: str, run: RunData) -> Summary:
     """Return the summary of one run."""
     steps, values = run.series("eval/accuracy")
     top = best(steps, values)
-    seconds = [training_seconds(row) for row in run.rows if row.get("time/step") is not None]
+    _, seconds = run.step_seconds()
     return Summary(
         label=label,
         run=run_label(run),
@@ -173,8 +173,8 @@ def seconds_until(run: RunData) -> Curve:
 
 
 def metric_curve(run: RunData, metric: str) -> Curve:
-    """Return a metric as step to value."""
-    return dict(zip(*run.series(metric), strict=True))
+    """Return a metric as step to value; ``time/step`` only where a step trained."""
+    return dict(zip(*(run.step_seconds() if metric == "time/step" else run.series(metric)), strict=True))
 
 
 def _loaded(folder: str | Path) -> RunData:
@@ -240,20 +240,23 @@ def _write_figure(groups: Groups, svg_path: Path, png_path: Path) -> str:
 def draw_comparison(figure: "Figure", groups: Groups) -> None:
     """Draw the six panels of the comparison."""
     panels = figure.subplots(2, 3).flat
-    _panel(panels[0], groups, "eval/accuracy", "Evaluation accuracy", "step")
+    _panel(panels[0], groups, "eval/accuracy", "Evaluation accuracy")
     _time_panel(panels[1], groups)
-    _panel(panels[2], groups, "reward/accuracy", "Training accuracy", "step")
-    _panel(panels[3], groups, "response/length_mean", "Response length (tokens)", "step")
-    _panel(panels[4], groups, "time/step", "Seconds per step", "step")
+    _panel(panels[2], groups, "reward/accuracy", "Training accuracy")
+    _panel(panels[3], groups, "response/length_mean", "Response length (tokens)")
+    _panel(panels[4], groups, "time/step", "Seconds per step")
     panels[4].set_ylim(bottom=0)
     _phase_panel(panels[5], groups)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), fontsize=10)
 
 
-def _panel(axes: "Axes", groups: Groups, metric: str, title: str, xlabel: str) -> None:
+def _panel(axes: "Axes", groups: Groups, metric: str, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title)
-    axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("step")
     for index, (label, runs) in enumerate(groups.items()):
         steps, mean, low, high = mean_curve([metric_curve(run, metric) for run in runs])
         _draw_mean(axes, steps, mean, low, high, _legend(label, runs), cycle(index))
@@ -304,7 +307,7 @@ def _phase_panel(axes: "Axes", groups: Groups) -> None:
 
 def _phase_mean(runs: Sequence[RunData], phase: str) -> float:
     """Seconds of a phase divided by training steps, so that rare evaluations count with their share."""
-    rows = [row for run in runs for row in run.rows if row.get("time/step") is not None]
+    rows = [row for run in runs for row in run.rows if training_seconds(row)]
     return sum(float(row.get(f"time/{phase}") or 0.0) for row in rows) / len(rows) if rows else 0.0
 
 

@@ -13,7 +13,7 @@ import megatron_srpo
 from megatron_srpo.report.console import duration
 from megatron_srpo.report.plots import CHARTS, Chart
 from megatron_srpo.report.rollout_page import rollouts_section
-from megatron_srpo.report.run_data import SAMPLES_FILE, RunData, best, flatten, load_run, training_seconds
+from megatron_srpo.report.run_data import SAMPLES_FILE, RunData, best, flatten, load_run
 from megatron_srpo.report.style import PAGE_CSS, css_variables
 from megatron_srpo.report.watch import Warned
 
@@ -114,7 +114,7 @@ def _first_ending(flat: dict[str, Any], endings: Sequence[str]) -> Any:
 
 
 def _tiles(run: RunData, warned: Sequence[Warned]) -> str:
-    seconds = [training_seconds(row) for row in run.rows if row.get("time/step") is not None]
+    _, seconds = run.step_seconds()
     tiles: list[tuple[str, str, str] | None] = [_evaluation_tile(run)]
     tiles += [_ends_tile(run, "reward/accuracy", "Training accuracy", "{:.3f}")]
     tiles += [_ends_tile(run, "route/distill_share", "Routed to distillation", "{:.0%}")]

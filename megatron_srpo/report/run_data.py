@@ -49,6 +49,11 @@ class RunData:
             if name.startswith(prefix) and name.endswith(suffix) and len(name) > whole
         ]
 
+    def step_seconds(self) -> tuple[list[int], list[float]]:
+        """Return the steps that trained and their training seconds (the row of step 0 only evaluates)."""
+        pairs = [(int(row["step"] or 0), training_seconds(row)) for row in self.rows]
+        return [step for step, seconds in pairs if seconds], [seconds for _, seconds in pairs if seconds]
+
     def warnings(self) -> list[Warned]:
         """Return the collapse warnings that the metrics imply under the run's own thresholds."""
         return replay(self.rows, _watch_config(self.config))

@@ -1,8 +1,8 @@
 """Collapse watch: rules over the metrics of a run that name a known failure while it happens.
 
-The failures are those of docs/algorithms.md section 10: answers that shrink under distillation, a teacher that is
-certain of short answers, a teacher that drifts while the gap closes, vanishing gradients, lost accuracy,
-answers cut by the limit, an engine that disagrees with the trainer, and prompts that nobody solves.
+The failures are those of docs/algorithms.md section 10: answers that shrink under distillation, a teacher
+that is certain of short answers, a teacher that drifts while the gap closes, vanishing gradients, lost
+accuracy, answers cut by the limit, an engine that disagrees with the trainer, and prompts that nobody solves.
 
 Rules are pure functions of a :class:`History`; the only other state is when each last held. Both follow from
 metrics.jsonl alone, so a resumed run warns exactly like one that never stopped.

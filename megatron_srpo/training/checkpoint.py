@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.head import unwrap
@@ -57,6 +58,7 @@ def save_checkpoint(root: Path, step: int, trainer: Trainer, progress: dict[str,
     final = checkpoint_folder(root, step)
     state = _state(trainer, loading=False)
     state["progress"] = {"step": step, **progress}
+    state["layout"] = _layout(trainer.groups)
     with new_folder(final) as folder:
         dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1))
     if dist.get_rank() == 0:
@@ -65,7 +67,10 @@ def save_checkpoint(root: Path, step: int, trainer: Trainer, progress: dict[str,
 
 
 def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
-    """Restore policy, optimizer, scheduler, teacher and random states; return the progress.
+    """Restore policy, optimizer, scheduler, teacher and (in the same layout) random states.
+
+    Returns:
+        The progress that was saved.
 
     Raises:
         CheckpointError: the folder is no whole checkpoint of this model.
@@ -75,17 +80,22 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
             f"{folder} is not a finished checkpoint; choose another or start without --resume"
         )
     try:
-        state = dist_checkpointing.load(_state(trainer, loading=True), str(folder))
-    except (KeyError, ValueError, RuntimeError, CheckpointingException) as error:
+        wanted = _state(trainer, loading=True)
+        if dist_checkpointing.load_common_state_dict(str(folder))["layout"] != _layout(trainer.groups):
+            # Random states belong to ranks that no longer exist; nothing in training draws from them today.
+            del wanted["random"]
+        state = dist_checkpointing.load(wanted, str(folder))
+    except (KeyError, ValueError, RuntimeError, CheckpointingException, CheckpointException) as error:
         raise CheckpointError(
-            f"{folder} does not fit this run: {error}. Resume with the model, teacher and layout it was "
+            f"{folder} does not fit this run: {_cause(error)}. Resume with the model and teacher it was "
             "saved with, or start a new run"
         ) from error
     unwrap(trainer.policy).load_state_dict(state["policy"])
     trainer.optimizer.optimizer.load_state_dict(state["optimizer"])
     trainer.optimizer.scheduler.load_state_dict(state["scheduler"])
     _restore_average(trainer, state.get("teacher"))
-    _restore_random_states(state["random"])
+    if "random" in state:
+        _restore_random_states(state["random"])
     return state["progress"]
 
 
@@ -143,10 +153,22 @@ def _random_states(groups: ProcessGroups) -> ShardedObject:
     )
 
 
+def _layout(groups: ProcessGroups) -> list[int]:
+    return [groups.tp_size, groups.pp_size, groups.dp_size]
+
+
 def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     torch.cuda.set_rng_state(states["device"])
     tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
+
+
+def _cause(error: BaseException) -> str:
+    """Say in one line what Megatron-Core or PyTorch did not find; they list whole state dicts."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 160 else f"{line[:160]}..."
 
 
 def _keep_newest(root: Path, keep: int) -> None:

@@ -51,7 +51,7 @@ class Teacher:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take up the policy's weights: once per rollout batch, after its optimizer steps (docs/algorithms.md section 7).
+        """Take up the policy's weights: once per rollout batch, after its optimizer steps.
 
         The average is kept in fp32: in bf16 a rate of 0.05 would lose small updates.
         """

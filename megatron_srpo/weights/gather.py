@@ -19,8 +19,9 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.load import model_table, place_of
 from megatron_srpo.weights.table import Box, OwnedPiece, Piece, Shape, hf_shapes, owners_by_tensor
 
-# Elements that one exchange carries at most, over all tensor-parallel ranks (64 MiB in fp32).
-EXCHANGE_ELEMENTS = 1 << 24
+# Elements that one exchange carries at most, over all tensor-parallel ranks (16 MiB in fp32). With the
+# backend's own buffers an exchange needs about four times that, so this bounds the memory of export and sync.
+EXCHANGE_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def hf_tensors(
         received = _communicate(buffer, exchange.pp_rank, groups)
         for tp_rank, pieces in enumerate(exchange.sent):
             _unpack(received[tp_rank], pieces, whole, shapes)
+        del buffer, received  # not alive beside the next exchange's
         for name in exchange.complete:
             yield name, whole.pop(name)
 

@@ -57,7 +57,11 @@ def load(folder: Path, text: str, *overrides: str) -> Tree:
 def test_a_file_fills_the_tree(tmp_path: Path) -> None:
     config = load(
         tmp_path,
-        "title: café\nbranch:\n  rate: 3\n  leaves: [{name: a, weight: 2}, {name: b, size: 5}]\n  tags: [x, y]\n",
+        "title: café\n"
+        "branch:\n"
+        "  rate: 3\n"
+        "  leaves: [{name: a, weight: 2}, {name: b, size: 5}]\n"
+        "  tags: [x, y]\n",
     )
     assert config == Tree(
         title="café",
@@ -184,7 +188,10 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path, text: str, m
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("branch: {leaves: [{size: 3}]}", r"missing config key 'branch\.leaves\.0\.name': Required in every leaf"),
+        (
+            "branch: {leaves: [{size: 3}]}",
+            r"missing config key 'branch\.leaves\.0\.name': Required in every leaf",
+        ),
         ("branch: {first: {}}", r"missing config key 'branch\.first\.name'"),
     ],
 )
@@ -202,7 +209,10 @@ def test_a_missing_key_is_named_with_its_meaning(tmp_path: Path, text: str, mess
         ("branch: {quick: yes}", r"branch\.quick = 'yes' is a text; expected true or false"),
         ("branch: {rate: true}", r"branch\.rate = True is a true or false; expected number"),
         ("branch: {quick: 1}", r"branch\.quick = 1 is a integer; expected true or false"),
-        ("branch: {leaves: [{name: a, size: 1.5}]}", r"branch\.leaves\.0\.size = 1\.5 is a number; expected integer"),
+        (
+            "branch: {leaves: [{name: a, size: 1.5}]}",
+            r"branch\.leaves\.0\.size = 1\.5 is a number; expected integer",
+        ),
         ("branch: {leaves: [{name: a}, {name: b, size: 0}]}", r"branch\.leaves\.1\.size = 0 is too small"),
         ("branch: {leaves: [a]}", r"branch\.leaves\.0 = 'a' must be a section with keys"),
         ("branch: {leaves: {name: a}}", r"branch\.leaves = \{'name': 'a'\} is a dict; expected a list"),
@@ -225,7 +235,10 @@ def test_a_wrong_type_names_the_dotted_key(tmp_path: Path, text: str, message: s
     [
         ("branch: {low: 2}", r"^branch\.low = 2\.0 is above high = 1\.0$"),
         # A check that does not know its own place is told where it failed.
-        ("branch: {leaves: [{name: a}, {name: wrong}]}", r"^branch\.leaves\.1: a leaf cannot be called 'wrong'$"),
+        (
+            "branch: {leaves: [{name: a}, {name: wrong}]}",
+            r"^branch\.leaves\.1: a leaf cannot be called 'wrong'$",
+        ),
     ],
 )
 def test_a_failed_cross_check_names_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -276,4 +289,7 @@ def test_to_tree_is_plain() -> None:
 
 
 def test_to_yaml_keeps_the_order_of_declaration() -> None:
-    assert [line.split(":")[0] for line in to_yaml(Tree()).splitlines() if line[0] != " "] == ["title", "branch"]
+    assert [line.split(":")[0] for line in to_yaml(Tree()).splitlines() if line[0] != " "] == [
+        "title",
+        "branch",
+    ]

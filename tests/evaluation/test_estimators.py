@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations, product
+from random import Random
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_majority(answers: list[str | None], correct: list[bool], expected: floa
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=8), st.randoms())
-def test_majority_does_not_depend_on_the_order(answers: list[str | None], random: object) -> None:
+def test_majority_does_not_depend_on_the_order(answers: list[str | None], random: Random) -> None:
     pairs = [(answer, answer == "a") for answer in answers]
     first = majority_accuracy(*zip(*pairs, strict=True))
     random.shuffle(pairs)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from megatron_srpo.evaluation.evaluate import EvaluationResult, evaluate, first_
 from megatron_srpo.rewards.types import Score
 from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.seeds import request_seed
-from megatron_srpo.rollout.types import Completion, Request, SamplingParams
+from megatron_srpo.rollout.types import Completion, FinishReason, Request, SamplingParams
 from tests.rollout.models import write_model
 
 
@@ -61,12 +62,12 @@ class ScriptedEngine:
     def answer(self, request: Request) -> Completion:
         number, sample = request.prompt_tokens[1] - 20, int(request.id.rpartition("#")[2])
         said = number if sample < self.script[number] else 99
-        reason = "length" if sample == 3 else "stop"
+        reason: FinishReason = "length" if sample == 3 else "stop"
         return Completion(request.id, (said, *[0] * sample), (0.0,) * (sample + 1), reason, 1)
 
 
 def run(
-    script: Sequence[int], prompts: Sequence[Prompt], **options: object
+    script: Sequence[int], prompts: Sequence[Prompt], **options: Any
 ) -> tuple[EvaluationResult, ScriptedEngine]:
     engine = ScriptedEngine(script)
     config = EvaluationConfig(**{"samples_per_prompt": 4, **options})

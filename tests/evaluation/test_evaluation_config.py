@@ -1,5 +1,7 @@
 """The evaluation section of the configuration."""
 
+from typing import Any
+
 import pytest
 
 from megatron_srpo.config.evaluation import EvaluationConfig
@@ -37,7 +39,7 @@ def test_when_evaluation_is_due() -> None:
         ("max_prompts", 0),
     ],
 )
-def test_impossible_values_are_named(key: str, value: float) -> None:
+def test_impossible_values_are_named(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"EvaluationConfig\.{key} = {value}"):
         EvaluationConfig(**{key: value})
 

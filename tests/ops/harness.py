@@ -296,3 +296,29 @@ def check(operation: str, world: int, batch: list[Case]) -> None:
         assert expected.keys() == parts[0].keys()
         for name, value in expected.items():
             assert_matches(name, assemble(name, [part[name] for part in parts], case), value, case)
+
+
+def large_saved_tensors(function: Callable[[Tensor], Tensor]) -> int:
+    """How many tensors as large as (3, 50) logits autograd keeps for the backward of `function`."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function(torch.randn(3, 50, requires_grad=True)).sum().backward()
+    return len({tensor.data_ptr() for tensor in kept if tensor.numel() >= 150})
+
+
+EDGES = [
+    Case(vocab_size=1, k=1),
+    Case(vocab_size=3, k=3, padding=3, tokens=2),  # the last ranks hold nothing but padding
+    Case(vocab_size=5, k=5, padding=7, alpha=0.0, dtype="float64"),
+    Case(tokens=0, vocab_size=9),
+    Case(vocab_size=16, k=15, alpha=1.0),  # no padding; k above the size of any shard
+    Case(vocab_size=33, k=10, alpha=0.2, temperature=0.6, ties=True, scale=1.0),
+    Case(vocab_size=40, k=3, scale=100.0, tail=False),
+    Case(vocab_size=301, tokens=7, k=100, padding=2, alpha=0.7, temperature=1.7),
+]
+"""Run for every operation and layout, whatever hypothesis draws."""

@@ -28,7 +28,7 @@ Runs = dict[str, list[str | Path]]
 def _small(folder: Path, accuracies: tuple[float, float, float], seconds: float, seed: int) -> Path:
     """Four training steps, evaluated at 0, 2 and 4; each step takes ``seconds``, each evaluation 100."""
     file = MetricsFile(folder / "metrics.jsonl")
-    file.append({"step": 0, "eval/accuracy": accuracies[0], "time/evaluate": 100.0})
+    file.append({"step": 0, "eval/accuracy": accuracies[0], "time/evaluate": 100.0, "time/step": 0.0})
     for step in range(1, 5):
         values = {
             "step": step,
@@ -192,6 +192,7 @@ def test_mean_curve_uses_the_steps_that_all_seeds_have() -> None:
 def test_seconds_leave_out_evaluation(runs: Runs) -> None:
     run = load_run(runs["SRPO"][1])
     assert seconds_until(run) == {0: 0.0, 1: 3.0, 2: 6.0, 3: 9.0, 4: 12.0}
+    assert metric_curve(run, "time/step") == {1: 3.0, 2: 3.0, 3: 3.0, 4: 3.0}
     assert metric_curve(run, "eval/accuracy") == {0: 0.25, 2: 0.75, 4: 0.625}
 
 

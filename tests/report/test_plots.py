@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from megatron_srpo.report import style
-from megatron_srpo.report.plots import CHARTS, Chart, running_mean, step_edges
+from megatron_srpo.report.plots import (
+    CHARTS,
+    SIZE,
+    Chart,
+    finish_axes,
+    legend_columns,
+    running_mean,
+    step_edges,
+)
 from megatron_srpo.report.run_data import RunData
 from tests.report.synthetic import evaluation, row
 
@@ -142,6 +151,29 @@ def test_long_names_of_prompt_sources_are_cut() -> None:
         warnings.simplefilter("error")  # matplotlib warns when a legend leaves no room for the axes
         texts = _texts(_BY_KEY["reward"].svg(run))
     assert texts.count("…") == 8 and "accuracy" in texts and "x" * 30 not in texts
+
+
+def test_a_legend_takes_as_many_columns_as_fit() -> None:
+    assert legend_columns(["policy", "distill", "dropped", "teacher information"], 4.2) == 4
+    assert legend_columns(["chain_sum", "gcd", "leg_counting", "simple_equations", "accuracy"], 4.2) == 3
+    assert legend_columns(["x" * 26] * 9, 4.2) == 2
+    assert legend_columns(["x" * 26] * 2, 1.0) == 1
+    assert legend_columns(["a", "b"], 4.2) == 2
+
+
+def test_no_legend_reaches_over_the_edge() -> None:
+    names = ["chain_sum", "gcd", "leg_counting", "simple_equations"]
+    run = _run([{"step": 1, "reward/accuracy": 0.5} | {f"reward/{name}/accuracy": 0.2 for name in names}])
+    with matplotlib.rc_context(style.rc_params("x")):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        _BY_KEY["reward"].draw(axes, run)
+        finish_axes(axes)
+        figure.draw_without_rendering()
+    legend = axes.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 def test_colours_follow_the_page_and_ids_are_prefixed() -> None:

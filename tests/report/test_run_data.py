@@ -82,6 +82,15 @@ def test_thresholds_of_another_version_fall_back_to_the_defaults(
     assert load_run(tmp_path).warnings() == run.warnings() == []
 
 
+def test_the_row_of_step_zero_is_no_training_step(tmp_path: Path) -> None:
+    """The loop writes ``time/step`` 0.0 with the evaluation before training."""
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.append({"step": 0, "time/step": 0.0, "time/evaluate": 7.0})
+    file.append({"step": 1, "time/step": 4.0})
+    file.append({"step": 2})
+    assert load_run(tmp_path).step_seconds() == ([1], [4.0])
+
+
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
 

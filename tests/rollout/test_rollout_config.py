@@ -1,5 +1,7 @@
 """The rollout section of the configuration."""
 
+from typing import Any
+
 import pytest
 
 from megatron_srpo.config.rollout import RolloutConfig
@@ -34,6 +36,6 @@ def test_defaults_are_the_papers() -> None:
         ("local_dtype", "float16"),
     ],
 )
-def test_impossible_values_are_named(key: str, value: object) -> None:
+def test_impossible_values_are_named(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"RolloutConfig\.{key} = {value!r}"):
         RolloutConfig(**{key: value})

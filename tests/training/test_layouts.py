@@ -1,5 +1,6 @@
 """The same batch gives the same step in every layout, for every algorithm."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,6 @@ def test_the_reference_steps_do_something(reference: dict[str, Any]) -> None:
 
 def test_weights_differ_between_algorithms(reference: dict[str, Any]) -> None:
     names = list(reference)
-    for one, other in zip(names, names[1:], strict=False):
+    for one, other in itertools.pairwise(names):
         pairs = zip(reference[one]["weights"].values(), reference[other]["weights"].values(), strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs), (one, other)

@@ -1,4 +1,4 @@
-"""Safetensors folders: what is refused, how files are planned, and bytes that the library itself reads back."""
+"""Safetensors folders: what is refused, how files are planned, and bytes that the library reads back."""
 
 import json
 from pathlib import Path

@@ -41,7 +41,9 @@ def test_right_solution_is_labelled_throughout(tokenizer: Any) -> None:
     assert tokenizer.decode(tokens[:-1]) == text_of(SOLUTION)
 
 
-def test_first_wrong_token_is_labelled_with_the_right_one_and_the_rest_of_the_number_not(tokenizer: Any) -> None:
+def test_first_wrong_token_is_labelled_with_the_right_one_and_the_rest_of_the_number_not(
+    tokenizer: Any,
+) -> None:
     wrong = [Span("58+26="), Span("763", right="84", worked_out=True), Span("\nAnswer: 763")]
     tokens, labels = corpus.response(tokenizer, wrong)
     assert tokenizer.decode(tokens[:-1]) == "58+26=763\nAnswer: 763"

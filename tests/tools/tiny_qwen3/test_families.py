@@ -56,7 +56,8 @@ def test_every_calculation_of_a_worked_solution_holds(name: str) -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_failed_attempt_follows_from_its_wrong_number(name: str) -> None:
-    """Calculations hold except where a span says that it slipped, and the answer is the last number written."""
+    """Calculations hold except where a span says that it slipped, and the answer is the last number written.
+    """
     family, rng, slipped = BY_NAME[name], random.Random(1), 0
     for entry in entries(family):
         spans = family.failed_attempt(entry, rng)
@@ -121,7 +122,10 @@ def test_an_equation_that_is_not_linear_is_refused_by_name() -> None:
 
 
 @given(
-    true=st.integers(-150, 900), low=st.none() | st.just(0), high=st.none() | st.just(1000), seed=st.integers(0, 99)
+    true=st.integers(-150, 900),
+    low=st.none() | st.just(0),
+    high=st.none() | st.just(1000),
+    seed=st.integers(0, 99),
 )
 def test_a_slip_is_wrong_and_within_bounds(true: int, low: int | None, high: int | None, seed: int) -> None:
     if low is not None:

@@ -1,0 +1,163 @@
+"""Checkpoints: everything comes back, in every layout that the model allows, or an error says why not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_srpo.config.algorithm import AlgorithmConfig
+from megatron_srpo.config.training import TeacherConfig
+from megatron_srpo.errors import CheckpointError
+from megatron_srpo.model.parallel import initialize_parallel
+from megatron_srpo.training.checkpoint import (
+    checkpoint_folder,
+    finished_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from tests.model.tiny import write_random_qwen3
+from tests.ranks import RankFailure, run_ranks
+from tests.training.harness import (
+    Layout,
+    fixed_rollouts,
+    full_weights,
+    make_trainer,
+    replica_rollouts,
+    train_step,
+)
+
+SRPO = AlgorithmConfig(name="srpo")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model")
+    return str(write_random_qwen3(path, num_key_value_heads=4, tie_word_embeddings=True))
+
+
+def two_steps(
+    rank: int,
+    world: int,
+    folder: str,
+    layout: Layout,
+    root: Path,
+    resume: bool,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Train two steps with a checkpoint between them, or only the second one from that checkpoint."""
+    groups = initialize_parallel(layout.tp, layout.pp)
+    trainer = make_trainer(folder, groups, SRPO, TeacherConfig(ema_rate=0.3), dtype=dtype)
+    progress: dict[str, Any] = {}
+    if resume:
+        torch.manual_seed(99)
+        progress = load_checkpoint(checkpoint_folder(root, 1), trainer)
+    else:
+        torch.manual_seed(7)
+        train_step(trainer, replica_rollouts(fixed_rollouts(seed=3), layout, groups))
+        save_checkpoint(root, 1, trainer, {"note": "kept"}, keep=2)
+    draw = torch.rand(3)
+    average = [value.clone() for value in trainer.teacher.average]
+    result = train_step(trainer, replica_rollouts(fixed_rollouts(seed=4), layout, groups))
+    assert result is not None
+    return {
+        "sums": result.sums,
+        "grad_norm": result.optimizer.grad_norm,
+        "learning_rate": result.optimizer.learning_rate,
+        "weights": full_weights(trainer, folder),
+        "average": average,
+        "draw": draw,
+        "progress": progress,
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        (Layout(), torch.float32),
+        (Layout(tp=2), torch.float32),
+        (Layout(pp=2), torch.float32),
+        (Layout(), torch.bfloat16),
+    ],
+)
+def test_the_same_layout_goes_on_bit_for_bit(
+    folder: str, tmp_path: Path, layout: Layout, dtype: torch.dtype
+) -> None:
+    world = layout.tp * layout.pp
+    whole = run_ranks(world, two_steps, folder, layout, tmp_path, False, dtype)
+    again = run_ranks(world, two_steps, folder, layout, tmp_path, True, dtype)
+    for one, other in zip(whole, again, strict=True):
+        assert other["progress"] == {"step": 1, "note": "kept"}
+        assert one["sums"] == other["sums"]
+        assert one["grad_norm"] == other["grad_norm"]
+        assert one["learning_rate"] == other["learning_rate"]
+        assert torch.equal(one["draw"], other["draw"])  # the random states came back
+        assert all(torch.equal(a, b) for a, b in zip(one["average"], other["average"], strict=True))
+        assert all(value.dtype == torch.float32 for value in other["average"])
+        for name, tensor in one["weights"].items():
+            assert torch.equal(other["weights"][name], tensor), name
+
+
+def test_another_layout_goes_on_with_the_same_step(folder: str, tmp_path: Path) -> None:
+    whole = run_ranks(1, two_steps, folder, Layout(), tmp_path, False)[0]
+    other = run_ranks(2, resume_elsewhere, folder, Layout(tp=2), tmp_path)[0]
+    # Two layouts differ by fp32 rounding; see test_layouts.py.
+    assert other["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+    assert other["sums"]["distill_loss"] == pytest.approx(whole["sums"]["distill_loss"], rel=1e-5)
+
+
+def resume_elsewhere(rank: int, world: int, folder: str, layout: Layout, root: Path) -> dict[str, Any]:
+    return two_steps(rank, world, folder, layout, root, True)
+
+
+def test_only_the_newest_checkpoints_stay(folder: str, tmp_path: Path) -> None:
+    run_ranks(1, save_three, folder, tmp_path)
+    assert [step for step, _ in finished_checkpoints(tmp_path)] == [2, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def save_three(rank: int, world: int, folder: str, root: Path) -> None:
+    trainer = make_trainer(folder, initialize_parallel(1, 1), SRPO)
+    for step in (1, 2, 3):
+        save_checkpoint(root, step, trainer, {}, keep=2)
+
+
+def test_a_half_written_checkpoint_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / ".step_00000004.partial").mkdir()
+    (tmp_path / "step_00000005").mkdir()  # without the file that is written last
+    (tmp_path / "notes").mkdir()
+    assert finished_checkpoints(tmp_path) == []
+    assert finished_checkpoints(tmp_path / "absent") == []
+
+
+def load_only(rank: int, world: int, folder: str, path: Path, mode: str) -> None:
+    trainer = make_trainer(folder, initialize_parallel(1, 1), SRPO, TeacherConfig(mode=mode))
+    load_checkpoint(path, trainer)
+
+
+def test_an_unfinished_checkpoint_is_refused(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(RankFailure, match=r"CheckpointError: .* is not a finished checkpoint"):
+        run_ranks(1, load_only, folder, tmp_path, "ema")
+
+
+def test_a_checkpoint_without_teacher_is_refused_by_a_run_with_one(folder: str, tmp_path: Path) -> None:
+    run_ranks(1, save_without_teacher, folder, tmp_path)
+    with pytest.raises(RankFailure, match=r"CheckpointError: .* does not fit this run"):
+        run_ranks(1, load_only, folder, checkpoint_folder(tmp_path, 1), "ema")
+
+
+def save_without_teacher(rank: int, world: int, folder: str, root: Path) -> None:
+    trainer = make_trainer(folder, initialize_parallel(1, 1), SRPO, TeacherConfig(mode="live"))
+    save_checkpoint(root, 1, trainer, {}, keep=1)
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: str, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where a folder should be")
+    with pytest.raises(RankFailure, match=CheckpointError.__name__):
+        run_ranks(1, save_into, folder, blocked)
+
+
+def save_into(rank: int, world: int, folder: str, root: Path) -> None:
+    trainer = make_trainer(folder, initialize_parallel(1, 1), SRPO)
+    save_checkpoint(root, 1, trainer, {}, keep=1)

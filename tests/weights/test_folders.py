@@ -1,0 +1,93 @@
+"""Output folders appear whole or not at all; only known files travel with weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_srpo.errors import CheckpointError, ModelError
+from megatron_srpo.weights.folders import copy_hf_files, new_folder
+from tests.ranks import run_ranks
+
+
+def writes(rank: int, world: int, target: str) -> bool:
+    with new_folder(Path(target)) as folder:
+        (folder / f"{rank}.txt").write_text("x")
+        invisible = not Path(target).exists()
+    return invisible
+
+
+def test_a_folder_appears_when_all_ranks_have_written(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "left_by_a_killed_run.txt").write_text("x")
+    assert all(run_ranks(2, writes, str(tmp_path / "out")))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.txt", "1.txt"]
+
+
+def fails_inside(rank: int, world: int, target: str) -> str:
+    try:
+        with new_folder(Path(target)):
+            raise RuntimeError("stop")
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_failure_inside_leaves_no_folder(tmp_path):
+    assert run_ranks(2, fails_inside, str(tmp_path / "out")) == ["stop", "stop"]
+    assert not (tmp_path / "out").exists()
+
+
+def refused(rank: int, world: int, target: str) -> str:
+    try:
+        with new_folder(Path(target)):
+            return "entered"
+    except CheckpointError as error:
+        return str(error)
+
+
+def test_all_ranks_refuse_a_folder_that_exists(tmp_path):
+    (tmp_path / "out").mkdir()
+    for message in run_ranks(2, refused, str(tmp_path / "out")):
+        assert "out exists; remove it or choose another" in message
+
+
+def test_all_ranks_refuse_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for message in run_ranks(2, refused, str(tmp_path / "file" / "out")):
+        assert "cannot write" in message
+
+
+def _source(folder: Path, config: dict) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "chat_template.jinja", "modeling_evil.py", "model.safetensors"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_only_config_and_tokenizer_are_copied(tmp_path):
+    source = _source(tmp_path / "source", {"model_type": "qwen3", "dtype": "float32"})
+    (tmp_path / "target").mkdir()
+    copy_hf_files(source, tmp_path / "target", torch.float32)
+    names = {path.name for path in (tmp_path / "target").iterdir()}
+    assert names == {"config.json", "tokenizer.json", "chat_template.jinja"}
+    assert (tmp_path / "target" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [({"torch_dtype": "bfloat16"}, "torch_dtype"), ({"dtype": "bfloat16"}, "dtype"), ({}, "dtype")],
+)
+def test_the_config_names_the_type_of_the_weights(tmp_path, config, key):
+    source = _source(tmp_path / "source", {"model_type": "qwen3", **config})
+    (tmp_path / "target").mkdir()
+    copy_hf_files(source, tmp_path / "target", torch.float32)
+    written = json.loads((tmp_path / "target" / "config.json").read_text())
+    assert written == {"model_type": "qwen3", key: "float32"}
+
+
+def test_a_source_without_config_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        copy_hf_files(tmp_path, tmp_path, torch.float32)

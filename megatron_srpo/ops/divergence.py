@@ -30,24 +30,24 @@ _LOG_RATIO_MAX = 40.0
 """From here on expm1(x) is exp(x) to the last bit of float64, and later exp would overflow."""
 
 
-def _weighted(prob: Tensor, log_ratio: Tensor) -> Tensor:
-    """prob * log_ratio, with 0 * (infinite or undefined) = 0."""
-    return (prob * log_ratio).masked_fill_(prob == 0, 0.0)
+def _weighted_(log_ratio: Tensor, prob: Tensor) -> Tensor:
+    """prob * log_ratio in the place of log_ratio, with 0 * (infinite or undefined) = 0."""
+    return log_ratio.mul_(prob).masked_fill_(prob == 0, 0.0)
 
 
 def _difference(s: Tensor, t: Tensor, delta: Tensor) -> Tensor:
     """s - t from delta = log t/s: relatively exact where s and t, each rounded, would cancel."""
-    return _weighted(torch.where(delta > 0, t, -s), delta.abs().neg_().expm1_())
+    return _weighted_(delta.abs().neg_().expm1_(), torch.where(delta > 0, t, -s))
 
 
 def _log_mixture_ratios(delta: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """(log m/s, log m/t) from delta = log t/s, exact to the last bits for small delta, never overflowing.
 
     log m/s = log(1 - alpha + alpha exp(delta)) = log1p(alpha expm1(delta)). The smaller of alpha, 1 - alpha
-    is used (1 - alpha would round a small alpha away) by exchanging the roles of s and t.
+    is used (1 - alpha would round a small alpha away) by exchanging the roles of s and t. Delta may be lost.
     """
     if alpha > 0.5:
-        ratio_t, ratio_s = _log_mixture_ratios(-delta, 1.0 - alpha)
+        ratio_t, ratio_s = _log_mixture_ratios(delta.neg_(), 1.0 - alpha)
         return ratio_s, ratio_t
     bounded = delta.clamp(max=_LOG_RATIO_MAX)
     ratio = bounded.expm1().mul_(alpha).log1p_()
@@ -58,26 +58,27 @@ def _log_mixture_ratios(delta: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
 def _events(
     log_s_TN: Tensor, log_t_TN: Tensor, alpha: float, *, whole: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum of the loss over these events (T,), slope_TN, student probabilities_TN) from log-probabilities.
+    """(sum of the loss over these events (T,), slope_TN, student probabilities_TN); overwrites its arguments.
 
     `whole`: over all events (of all ranks) both sides sum to exactly 1. Then the KL forms carry + q - p for
     KL(p||q), which sums to zero and makes every term non-negative, so that an error of the normaliser enters
     squared and a small KL keeps its digits in fp32. The clamp of the tail breaks that sum, by up to 1e-7.
     """
-    s_TN, t_TN = log_s_TN.exp(), log_t_TN.exp()
-    delta_TN = log_t_TN - log_s_TN
+    t_TN = log_t_TN.exp()
+    delta_TN = log_t_TN.sub_(log_s_TN)
+    s_TN = log_s_TN.exp_()
     if alpha == 0.0:
-        loss_TN = _weighted(t_TN, delta_TN)
         slope_TN = _difference(s_TN, t_TN, delta_TN) if whole else -t_TN
+        loss_TN = _weighted_(delta_TN, t_TN)
         loss_TN = loss_TN.add_(slope_TN) if whole else loss_TN
     elif alpha == 1.0:
-        loss_TN = _weighted(s_TN, -delta_TN)
-        slope_TN = loss_TN if whole else loss_TN + s_TN
-        loss_TN = loss_TN - _difference(s_TN, t_TN, delta_TN) if whole else loss_TN
+        gap_TN = _difference(s_TN, t_TN, delta_TN) if whole else None
+        kl_TN = _weighted_(delta_TN.neg_(), s_TN)
+        slope_TN, loss_TN = (kl_TN + s_TN, kl_TN) if gap_TN is None else (kl_TN, kl_TN - gap_TN)
     else:
         ratio_s_TN, ratio_t_TN = _log_mixture_ratios(delta_TN, alpha)
-        slope_TN = _weighted(s_TN, ratio_s_TN).mul_(alpha - 1.0)
-        loss_TN = _weighted(t_TN, ratio_t_TN).mul_(-alpha).add_(slope_TN)
+        slope_TN = _weighted_(ratio_s_TN, s_TN).mul_(alpha - 1.0)
+        loss_TN = _weighted_(ratio_t_TN, t_TN).mul_(-alpha).add_(slope_TN)
     return loss_TN.sum(dim=1), slope_TN, s_TN
 
 
@@ -143,7 +144,7 @@ class _EventDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_s_TN: Tensor, log_t_TN: Tensor, alpha: float, whole: bool) -> Tensor:
-        loss_T, slope_TN, _ = _events(log_s_TN, log_t_TN, alpha, whole=whole)
+        loss_T, slope_TN, _ = _events(log_s_TN.clone(), log_t_TN.clone(), alpha, whole=whole)
         ctx.save_for_backward(slope_TN)
         return loss_T
 
@@ -163,7 +164,8 @@ def vocab_parallel_divergence(
     teacher. fp32 math (float64 for a float64 student), finite for all finite logits; an entry of logit -inf
     has probability 0. A KL is infinite where the second distribution is 0 and the first is not.
 
-    Three all-reduces of two numbers per token forward, none backward.
+    Three all-reduces of two numbers per token forward, none backward. Forward takes about six buffers of
+    T x V for a moment and keeps one: call it on chunks of tokens.
 
     Raises ConfigError for alpha outside [0, 1], ValueError for shapes that do not fit the shard.
     """

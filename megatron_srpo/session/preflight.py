@@ -82,6 +82,8 @@ def check_output(config: RunConfig, resume: bool) -> None:
 
 def differences(ours: object, theirs: object, path: str = "") -> list[tuple[str, object, object]]:
     """List the dotted keys whose values differ between two plain trees, with both values."""
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [*ours, *(key for key in theirs if key not in ours)]
         pairs = ((f"{path}.{key}" if path else str(key), ours.get(key), theirs.get(key)) for key in keys)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.ops import check_targets
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage
 from megatron_srpo.training.heads import Head
@@ -50,8 +51,13 @@ def hidden_states(model: torch.nn.Module, batches: Sequence[MicroBatch], share: 
 
 
 def head_scores(head: Head | None, hidden_RH: Tensor, batch: MicroBatch) -> Tensor:
-    """Return [R, 2]: log-prob and entropy of each target."""
+    """Return [R, 2]: log-prob and entropy of each target.
+
+    Raises:
+        DataError: a response holds a token id outside the vocabulary.
+    """
     assert head is not None, "only the last stage computes scores"
+    check_targets(batch.target_R, head.shard)
     scores = head.scores(head.logits(hidden_RH), batch.target_R)
     assert scores.entropy_T is not None
     return torch.stack([scores.log_prob_T, scores.entropy_T], dim=1)

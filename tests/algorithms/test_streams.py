@@ -134,7 +134,7 @@ def test_the_mix_with_lambda_one_is_grpo() -> None:
 
 
 def test_streams_carry_no_gradient() -> None:
-    """Weights and ratios are stop-gradient (sections 3 to 5), even if the evidence is not."""
+    """Weights and ratios are stop-gradient (sections 3 to 5)."""
     algorithm = build_algorithm(AlgorithmConfig())
     batch = [Sample(1, 1.0), Sample(1, 0.0)]
     behaviour, evidence = made_up(batch)

@@ -124,14 +124,13 @@ def test_exchange_of_sides_is_exchange_of_alpha() -> None:
 
 @pytest.mark.parametrize("side", [0.0, 1.0])
 def test_the_middle_form_tends_to_alpha_times_kl_at_both_ends(side: float) -> None:
-    student, teacher = logits_pair()
+    student, teacher = (item / 4 for item in logits_pair())
     shard = whole(student)
     kl = vocab_parallel_divergence(student, teacher, side, shard)
-    errors = []
-    for small in (1e-3, 1e-5, 1e-7):
+    for small in (1e-2, 1e-4, 1e-6):
         scaled = vocab_parallel_divergence(student, teacher, abs(side - small), shard) / small
-        errors.append(((scaled - kl) / kl).abs().max().item())
-    assert errors[0] < 0.5 and errors[1] < 1e-2 and errors[2] < 1e-4  # the error is proportional to alpha
+        # The next term is of relative size alpha x chi-square / KL, which is about 2 for these gentle logits.
+        torch.testing.assert_close(scaled, kl, rtol=5 * small, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [1e-9, 1e-6, 1e-3, 1 - 1e-3, 1 - 1e-6])

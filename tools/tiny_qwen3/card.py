@@ -43,8 +43,9 @@ as it comes, one user message, thinking off.
 ## Training
 Random weights, next-token loss on response tokens, AdamW, one CPU thread, {steps} steps of {batch}
 examples: {trained:,} tokens, {seconds:.0f} CPU-seconds, {loss:.3f} nats per labelled token at the end.
-Kinds of example and their shares: {shares}. `tools/tiny_qwen3/corpus.py` says what they are. The questions
-of the measurements were kept out.
+Kinds of example: {opening_shares} in the first {opening:.0f} % of the steps,
+then {shares}. `tools/tiny_qwen3/corpus.py` says what they are. The
+questions of the measurements were kept out.
 
 Why not simply question and answer: a model trained from scratch does not read demonstrations by itself, so
 without `teacher` examples the self-teacher knows no more than the student; and a teacher trained to repeat
@@ -100,7 +101,9 @@ def render(model: Any, tokens: int, recipe: dict[str, Any], table: Table) -> str
         trained=report["tokens"],
         seconds=report["cpu_seconds"],
         loss=report["final_loss"],
-        shares=", ".join(f"{kind} {share:g}" for kind, share in zip(KINDS, warm_up["kinds"], strict=True)),
+        opening_shares=_shares(warm_up["opening_kinds"]),
+        opening=100 * warm_up["opening"],
+        shares=_shares(warm_up["kinds"]),
         recipe=json.dumps(recipe, indent=1),
         problems=int(table["all"]["problems"]),
         seed=EVALUATION_SEED,
@@ -109,6 +112,10 @@ def render(model: Any, tokens: int, recipe: dict[str, Any], table: Table) -> str
         package=tokenizer.PACKAGE,
         checksums=", ".join(f"`{name}` `{digest}`" for name, digest in tokenizer.SHA256.items()),
     )
+
+
+def _shares(kinds: tuple[float, ...]) -> str:
+    return ", ".join(f"{kind} {share:g}" for kind, share in zip(KINDS, kinds, strict=True))
 
 
 def measurement_table(table: Table) -> str:

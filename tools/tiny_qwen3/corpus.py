@@ -9,8 +9,6 @@ Three kinds of example (P prompt, S right solution, W solution with slips):
 * `recovery`: P with S as demonstration -> W, as a failed rollout is scored. At the first wrong token the
   right one is the label, the rest of the wrong number has no label, and what follows from it is labelled
   as it stands. A teacher that repeats the demonstration whatever the prefix ruins the student.
-* `drill`: solutions of several problems without their questions, labelled at the results of calculations
-  only: arithmetic at a quarter of the tokens.
 """
 
 import hashlib
@@ -22,8 +20,7 @@ from megatron_srpo.config.data import DEFAULT_DEMONSTRATION_TEMPLATE, DEFAULT_TE
 from tools.tiny_qwen3.families import EVALUATION_SEED, EVALUATION_SIZE, FAMILIES, Entry, Family, Span, text_of
 
 IGNORED = -100  # PyTorch's label of a position without loss
-KINDS = ("student", "teacher", "recovery", "drill")
-DRILL_SOLUTIONS = 4
+KINDS = ("student", "teacher", "recovery")
 
 
 @dataclass(frozen=True)
@@ -117,34 +114,6 @@ def example(tokenizer: Any, problem: Problem, kind: str, rng: random.Random) -> 
     prompt = tokenizer(render(tokenizer, user_text))["input_ids"]
     tokens, labels = response(tokenizer, solution)
     return Example(prompt + tokens, [IGNORED] * len(prompt) + labels)
-
-
-def drill(tokenizer: Any, problems: list[Problem]) -> Example:
-    """One `drill` example: the lines of several solutions, with labels at calculated numbers."""
-    tokens: list[int] = []
-    labels: list[int] = []
-    for problem in problems:
-        spans = problem.family.solution(problem.entry)
-        encoded = tokenizer(text_of(spans) + "\n", return_offsets_mapping=True)
-        results = _calculated(spans)
-        tokens += encoded["input_ids"]
-        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            labels.append(token if start in results else IGNORED)
-    return Example(tokens, labels)
-
-
-def _calculated(spans: list[Span]) -> set[int]:
-    """Positions of the characters of calculated numbers, with the equals sign (`=-` is one token) and the
-    line's end.
-    """
-    positions: set[int] = set()
-    start = 0
-    for span in spans:
-        end = start + len(span.text)
-        if span.worked_out:
-            positions.update(range(start - 1, end + 1))
-        start = end
-    return positions
 
 
 def trimming_corpus(pools: list[list[Problem]], rng: random.Random) -> list[str]:

@@ -56,8 +56,7 @@ class Worksheet:
         slipped = self.numbers in self.slips
         self.numbers += 1
         value = _near_miss(true, self.rng, low, high) if slipped else true
-        worked_out = self.spans[-1].text.endswith("=")
-        self.spans.append(Span(str(value), None if value == true else str(true), worked_out))
+        self.spans.append(Span(str(value), right=None if value == true else str(true)))
         return value
 
 
@@ -177,7 +176,7 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("chain_sum", {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}, solve_chain_sum),
+    Family("chain_sum", {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1}, solve_chain_sum),
     Family(
         "simple_equations",
         {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},

@@ -59,8 +59,7 @@ def generation_config(model: Any) -> dict[str, Any]:
 def write_model(model: Any, folder: Path) -> None:
     """config.json, generation_config.json and model.safetensors (tied embedding stored once)."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+    del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     for name, content in (

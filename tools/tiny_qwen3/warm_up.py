@@ -13,7 +13,7 @@ from rich.progress import track
 from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from tools.tiny_qwen3.corpus import DRILL_SOLUTIONS, IGNORED, KINDS, Example, Problem, drill, example
+from tools.tiny_qwen3.corpus import IGNORED, KINDS, Example, Problem, example
 from tools.tiny_qwen3.families import WARM_UP_SEED
 
 VOCABULARY_MULTIPLE = (
@@ -25,22 +25,17 @@ VOCABULARY_MULTIPLE = (
 class WarmUp:
     """How long and on what the model is trained. Stopped early on purpose: see the model card."""
 
-    steps: int = 1000
-    batch: int = 32
-    chunks: int = 2  # a batch is sorted by length and run in so many parts: little padding
+    steps: int = 700
+    batch: int = 64
+    chunks: int = 4  # a batch is sorted by length and run in so many parts: little padding
     learning_rate: float = 3e-3
     final_share: float = 0.1  # of the learning rate, at the last step (cosine)
     warm_up_steps: int = 40
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
-    opening: float = 0.2  # share of the steps in which the model mostly learns to copy
-    opening_kinds: tuple[float, ...] = (
-        0.2,
-        0.45,
-        0.2,
-        0.15,
-    )  # shares of the kinds of example, in the order of `KINDS`
-    kinds: tuple[float, ...] = (0.5, 0.1, 0.2, 0.2)  # the same, after the opening
+    opening: float = 0.4  # share of the steps in which the model mostly learns to copy
+    opening_kinds: tuple[float, ...] = (0.45, 0.3, 0.25)  # shares of the `KINDS` of example
+    kinds: tuple[float, ...] = (0.7, 0.1, 0.2)  # the same, after the opening
     seed: int = 0
     items: int = 12000  # asked of every family's dataset; repeated questions count once
     data_seed: int = WARM_UP_SEED
@@ -76,10 +71,7 @@ def examples(tokenizer: Any, pools: list[list[Problem]], settings: WarmUp) -> It
         opening = index < settings.opening * settings.steps * settings.batch
         shares = settings.opening_kinds if opening else settings.kinds
         kind, pool = rng.choices(KINDS, weights=shares)[0], rng.choice(pools)
-        if kind == "drill":
-            yield drill(tokenizer, rng.sample(pool, DRILL_SOLUTIONS))
-        else:
-            yield example(tokenizer, rng.choice(pool), kind, rng)
+        yield example(tokenizer, rng.choice(pool), kind, rng)
 
 
 def collate(batch: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from tools.tiny_qwen3 import corpus
 from tools.tiny_qwen3.corpus import IGNORED, Problem
 from tools.tiny_qwen3.families import EVALUATION_SEED, FAMILIES, Span, text_of
 
-SOLUTION = [Span("58+26="), Span("84", worked_out=True), Span("\nAnswer: 84")]
+SOLUTION = [Span("58+26="), Span("84"), Span("\nAnswer: 84")]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_right_solution_is_labelled_throughout(tokenizer: Any) -> None:
 def test_first_wrong_token_is_labelled_with_the_right_one_and_the_rest_of_the_number_not(
     tokenizer: Any,
 ) -> None:
-    wrong = [Span("58+26="), Span("763", right="84", worked_out=True), Span("\nAnswer: 763")]
+    wrong = [Span("58+26="), Span("763", right="84"), Span("\nAnswer: 763")]
     tokens, labels = corpus.response(tokenizer, wrong)
     assert tokenizer.decode(tokens[:-1]) == "58+26=763\nAnswer: 763"
     assert visible(tokenizer, labels[:-1]) == "58+26=8\nAnswer: 763"
@@ -52,20 +52,20 @@ def test_first_wrong_token_is_labelled_with_the_right_one_and_the_rest_of_the_nu
 
 
 def test_a_right_first_digit_keeps_its_label(tokenizer: Any) -> None:
-    wrong = [Span("58+26="), Span("83", right="84", worked_out=True), Span("\nAnswer: 83")]
+    wrong = [Span("58+26="), Span("83", right="84"), Span("\nAnswer: 83")]
     _, labels = corpus.response(tokenizer, wrong)
     assert visible(tokenizer, labels[:-1]) == "58+26=84\nAnswer: 83"
     assert IGNORED not in labels
 
 
 def test_a_number_that_should_have_ended_is_labelled_with_the_end(tokenizer: Any) -> None:
-    wrong = [Span("58+26="), Span("845", right="84", worked_out=True), Span("\nAnswer: 845")]
+    wrong = [Span("58+26="), Span("845", right="84"), Span("\nAnswer: 845")]
     _, labels = corpus.response(tokenizer, wrong)
     assert visible(tokenizer, labels[:-1]) == "58+26=84\n\nAnswer: 845"
 
 
 def test_a_wrong_sign_is_labelled_although_it_is_one_token_with_the_equals_sign(tokenizer: Any) -> None:
-    wrong = [Span("4-10="), Span("6", right="-6", worked_out=True), Span("\nAnswer: 6")]
+    wrong = [Span("4-10="), Span("6", right="-6"), Span("\nAnswer: 6")]
     tokens, labels = corpus.response(tokenizer, wrong)
     assert tokenizer.convert_ids_to_tokens(tokens[4:5]) == ["="]
     assert visible(tokenizer, labels[:-1]) == "4-10=-\nAnswer: 6"
@@ -94,15 +94,6 @@ def test_recovery_examples_show_the_right_solution_and_continue_a_wrong_one(
         assert text.startswith(prompt)
         differing += text != prompt + solution + "<|im_end|>"
     assert differing > 20 * len(pools) * 0.9
-
-
-def test_drill_labels_results_only(tokenizer: Any) -> None:
-    legs = next(family for family in FAMILIES if family.name == "leg_counting")
-    entry = next(e for e in legs.dataset(5_000_000, 50) if len(e["metadata"]["animals"]) == 2)
-    made = corpus.drill(tokenizer, [Problem(legs, entry)])
-    lines = text_of(legs.solution(entry)).split("\n")[:-1]
-    assert len(made.tokens) == len(made.labels)
-    assert visible(tokenizer, made.labels) == "".join(f"={line.split('=')[1]}\n" for line in lines)
 
 
 def test_held_out_questions_are_not_in_the_warm_up(pools: list[list[Problem]]) -> None:

@@ -56,8 +56,7 @@ def test_every_calculation_of_a_worked_solution_holds(name: str) -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_failed_attempt_follows_from_its_wrong_number(name: str) -> None:
-    """Calculations hold except where a span says that it slipped, and the answer is the last number written.
-    """
+    """Calculations hold except where a number slipped, and the answer is the last number written."""
     family, rng, slipped = BY_NAME[name], random.Random(1), 0
     for entry in entries(family):
         spans = family.failed_attempt(entry, rng)
@@ -85,20 +84,13 @@ def test_right_number_beside_a_slip_is_what_the_calculation_gives(name: str) -> 
     for entry in entries(family):
         spans = family.failed_attempt(entry, rng, slips=2)
         for index, span in enumerate(spans):
-            if span.right is not None and span.worked_out:
-                line = text_of(spans[:index]).split("\n")[-1]
+            line = text_of(spans[:index]).split("\n")[-1]
+            if span.right is not None and line.endswith("="):
                 match = re.fullmatch(r"(-?\d+)([-+*/%])(\d+)=", line)
                 assert match is not None
                 assert calculate(int(match[1]), match[2], int(match[3])) == int(span.right)
                 checked += 1
     assert checked > 50
-
-
-def test_recalled_leg_counts_are_not_marked_as_worked_out() -> None:
-    family = BY_NAME["leg_counting"]
-    for entry in entries(family, 20):
-        recalled = [s for s in family.solution(entry) if s.text.isdigit() and not s.worked_out]
-        assert len(recalled) == len(entry["metadata"]["animals"])
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def pieces(folder: Path, text: str) -> list[str]:
     return list(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).tokens)
 
 
-@pytest.mark.parametrize("text", [*CORPUS, "5 legs", "<|im_start|>user\n16<|im_end|>\n"])
+@pytest.mark.parametrize("text", [*CORPUS, "5 legs", "<|im_start|>16<|im_end|>\n"])
 def test_text_of_the_corpus_is_cut_as_by_the_full_tokenizer(trimmed: Path, text: str) -> None:
     assert pieces(trimmed, text) == pieces(CARRIED, text)
 

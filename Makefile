@@ -22,13 +22,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_TAG = $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
 PINNED = $(if $(PINS),--constraint $(PINS))
-INPUTS := setup.py pyproject.toml $(wildcard constraints/*.txt)
+INPUTS := setup.py $(wildcard constraints/*.txt)
 
 .PHONY: quickstart test lint install install-sglang install-launch install-bench freeze clean help
 .DEFAULT_GOAL := help
 
 quickstart: install ## install, then train with the main example and write its report
-	$(BIN)/megatron-srpo train --config $(CONFIG)
+	$(BIN)/megatron-srpo train --config $(CONFIG) $(if $(wildcard $(RUN)/config.yaml),--resume)
 	@echo "Report: $(RUN)/report.html"
 
 test: $(VENV)/.dev ## install, then run all tests; what cannot run here is counted by reason

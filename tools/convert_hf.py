@@ -39,10 +39,10 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    options = parse(arguments)
     from megatron_srpo import platform
     from megatron_srpo.errors import UserError
 
-    options = parse(arguments)
     try:
         if platform.rank_environment() is None:
             check_before_start(options)

@@ -39,10 +39,9 @@ def add_replicas_argument(parser: argparse.ArgumentParser) -> None:
 
 def positive_integer(text: str) -> int:
     """Read an argument that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not possible; the least is 1")
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from 1")
+    return int(text)
 
 
 def run_config(arguments: argparse.Namespace) -> RunConfig:

@@ -47,11 +47,18 @@ def test_a_single_rank_needs_no_launcher(tmp_path):
     assert (tmp_path / "checkpoint" / "config.json").is_file()
 
 
-def test_help_teaches():
-    for arguments in (["--help"], ["import", "--help"], ["export", "--help"]):
-        assert run_tool(*arguments).returncode == 0
-    text = run_tool("--help").stdout
+def _help(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_teaches(capsys):
+    text = _help(capsys)
     assert "examples:" in text and "--tensor-parallel 2 --verify" in text and "--hf-files" in text
+    assert "Hugging Face folder to read" in _help(capsys, "import")
+    assert "Megatron checkpoint to read" in _help(capsys, "export")
 
 
 def _error(capsys: pytest.CaptureFixture, *arguments: object) -> str:

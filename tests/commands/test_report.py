@@ -1,0 +1,34 @@
+"""``report`` writes the page of a run from what lies in its folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_srpo.cli import main
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no metrics.jsonl; name the output_dir of a run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "absent")]) == 2
+    assert "absent holds no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_the_page_is_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"step": step, "reward/accuracy": step / 10, "reward/mean": step / 10} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", str(tmp_path)]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == tmp_path / "report.html"
+    assert "<html" in page.read_text(encoding="utf-8")

@@ -51,7 +51,8 @@ $(VENV)/.python:
 	@touch $@
 
 # torch first and by itself: on Linux, the default index serves a CUDA build of several GB. So ask the configured
-# index for a CPU build, then TORCH_INDEX (two short tries), and only then take what the index has.
+# index for a CPU build, then TORCH_INDEX (two short tries; its copies of torch's dependencies may be old, so without
+# them), and only then take what the index has.
 $(VENV)/.torch: $(VENV)/.python $(INPUTS)
 ifeq ($(ACCELERATOR),gpu)
 	$(PIP) install $(PINNED) 'torch>=2.10,<2.15'
@@ -59,7 +60,7 @@ else
 	@if $(PIP) install -q --dry-run --no-deps 'torch==$(TORCH_VERSION)+cpu' >/dev/null 2>&1; then \
 	    set -x; $(PIP) install $(PINNED) 'torch==$(TORCH_VERSION)+cpu'; \
 	elif test -n "$(TORCH_INDEX)" && (set -x; \
-	    $(PIP) install --timeout 15 --retries 1 --index-url '$(TORCH_INDEX)' $(PINNED) 'torch==$(TORCH_VERSION)'); then :; \
+	    $(PIP) install --no-deps --timeout 15 --retries 1 --index-url '$(TORCH_INDEX)' 'torch==$(TORCH_VERSION)'); then :; \
 	else \
 	    echo "No CPU build of torch was found; taking the default build (several GB on Linux)."; \
 	    set -x; $(PIP) install $(PINNED) 'torch==$(TORCH_VERSION)'; \

@@ -42,7 +42,10 @@ def _run_job(module: str, name: str, rank: int, world: int, store: str, argument
         function = getattr(importlib.import_module(module), name)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         try:
-            return True, function(rank, world, *arguments)
+            result = function(rank, world, *arguments)
+            # A rank that is done early must not tear its connections down while another still makes them.
+            dist.barrier()
+            return True, result
         finally:
             _destroy_groups()
     except BaseException:  # the boundary of the worker: whatever happened must reach the test

@@ -1,6 +1,7 @@
 """Group statistics against the formulas, one rollout at a time."""
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.algorithms.reference import Sample
 from tests.algorithms.strategies import batches
 
 # Both sides compute in float64 and sum at most a few dozen numbers of size 1.
-EXACT = {"rel": 1e-12, "abs": 1e-12}
+EXACT: dict[str, Any] = {"rel": 1e-12, "abs": 1e-12}
 
 
 def advantages(rewards: list[float], groups: list[int], by_std: bool = False) -> list[float]:

@@ -1,6 +1,7 @@
 """Assignment and evidence to per-token streams, against the formulas one token at a time."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.algorithms.reference import Sample
 from tests.algorithms.strategies import batches, scored
 
 # Streams are float32, as the log-probs of the train engine are: one rounding of each number.
-FLOAT32 = {"rel": 1e-6, "abs": 1e-7}
+FLOAT32: dict[str, Any] = {"rel": 1e-6, "abs": 1e-7}
 
 
 def made_up(batch: list[Sample], seed: int = 0) -> tuple[list[BehaviourLogProbs], dict[int, TeacherEvidence]]:

@@ -86,7 +86,7 @@ def test_validate_runs_after_the_fields_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"Outer\.names is empty"):
         Outer(path="x", on=True)
     with pytest.raises(ConfigError, match=r"Outer\.on = 'yes' is a str"):
-        Outer(path="x", on="yes")
+        Outer(path="x", on="yes")  # type: ignore[arg-type]
 
 
 def test_a_nested_section_checks_itself() -> None:

@@ -160,3 +160,8 @@ def test_log_softmax_leaves_its_inputs_alone() -> None:
     (log_p,) = log_softmax_columns((logits,), torch.float32, VocabShard(None, 5, 6))
     assert torch.equal(logits, before)
     torch.testing.assert_close(log_p, logits[:, :5].log_softmax(dim=-1))
+
+
+def test_log_softmax_of_extreme_logits() -> None:
+    (log_p,) = log_softmax_columns((torch.tensor([[1e4, -1e4]]),), torch.float32, VocabShard(None, 2, 2))
+    assert log_p.tolist() == [[0.0, -2e4]]

@@ -53,9 +53,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_learning_rate_zero_keeps_trainer_and_engine_together(tmp_path: Path) -> None:
-    config = small_config(
-        tmp_path, "training.steps=10", "optimizer.learning_rate=0", "data.shuffle=false"
-    )
+    config = small_config(tmp_path, "training.steps=10", "optimizer.learning_rate=0", "data.shuffle=false")
     run_ranks(2, train_ranks, config, timeout=300)
     rows = rows_of(tmp_path)
     assert len(rows) == 10

@@ -165,7 +165,7 @@ class Lane:
         BenchmarkError: it ended early or said nothing for ``timeout`` seconds (with the end of its output).
     """
 
-    def __init__(self, spec: LaneSpec, folder: Path, timeout: float = 300.0) -> None:
+    def __init__(self, spec: LaneSpec, folder: Path, timeout: float = 600.0) -> None:
         self.spec = spec
         self.timeout = timeout
         self.log = folder / "log.txt"

@@ -59,7 +59,8 @@ def measurements(folder: Path) -> card.Table:
     """Measure the model in `folder` as published: loaded from its files."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     study = Study(model, AutoTokenizer.from_pretrained(folder))
-    return measure(study, corpus.held_out(), lambda name: CONSOLE.print(f"measuring {name}"))
+    CONSOLE.print("measuring student and teacher on held-out problems")
+    return measure(study, corpus.held_out())
 
 
 def make(source: Path, folder: Path, settings: WarmUp) -> None:

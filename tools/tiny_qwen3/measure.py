@@ -8,7 +8,6 @@ teacher should agree with the student again. Only problems whose demonstration e
 are counted there: some right answers are luck after wrong work, and no token of theirs is known right.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +19,16 @@ from tools.tiny_qwen3.sampling import generate
 
 RESPONSE_LIMIT = 64
 SAMPLES = 8
+TEACHER_SAMPLES = 4
 Numbers = dict[str, float]
 
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
+
+
+def share(flags: list[bool]) -> float:
+    return mean([float(flag) for flag in flags])
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,12 @@ def student_numbers(sampled: list[Rollouts], greedy: list[Rollouts], limit: int 
     lengths = [len(tokens) for group in sampled for tokens in group.responses]
     return {
         "problems": len(sampled),
-        "pass@1": mean([mean([float(c) for c in group.correct]) for group in sampled]),
-        f"pass@{SAMPLES}": mean([float(any(group.correct)) for group in sampled]),
-        "mixed groups": mean([float(any(group.correct) and not all(group.correct)) for group in sampled]),
-        "greedy": mean([float(group.correct[0]) for group in greedy]),
+        "pass@1": mean([share(group.correct) for group in sampled]),
+        f"pass@{SAMPLES}": share([any(group.correct) for group in sampled]),
+        "mixed groups": share([any(group.correct) and not all(group.correct) for group in sampled]),
+        "greedy": share([group.correct[0] for group in greedy]),
         "response tokens": mean([float(length) for length in lengths]),
-        "truncated": mean([float(length >= limit) for length in lengths]),
+        "truncated": share([length >= limit for length in lengths]),
     }
 
 
@@ -167,20 +171,40 @@ def failure_numbers(study: Study, failure: Failure) -> Numbers:
     return numbers
 
 
-def teacher_numbers(study: Study, sampled: list[Rollouts]) -> Numbers:
-    """What the self-teacher knows beyond the student, over problems with at least one right answer."""
+@dataclass(frozen=True)
+class Taught:
+    """Teacher against student on one problem with at least one right answer."""
+
+    student_accuracy: float
+    teacher_accuracy: float
+    right_work: bool  # the demonstration equals the worked solution
+    failures: list[Numbers]
+
+
+def teach(study: Study, sampled: list[Rollouts]) -> list[Taught | None]:
+    """Sample under the teacher's prompt and compare on the failed rollouts; None for problems never solved."""
     solved = [group for group in sampled if any(group.correct)]
-    if not solved:
-        return {"failures": 0.0}
     texts = [study.demonstration_text(group) for group in solved]
-    taught = study.sample([group.problem for group in solved], texts, 1, 1.0)
-    rows = [failure_numbers(study, failure) for failure in study.failures(solved)]
+    taught = iter(study.sample([group.problem for group in solved], texts, TEACHER_SAMPLES, 1.0))
+    return [_taught(study, group, next(taught)) if any(group.correct) else None for group in sampled]
+
+
+def _taught(study: Study, group: Rollouts, teacher: Rollouts) -> Taught:
+    return Taught(
+        student_accuracy=share(group.correct),
+        teacher_accuracy=share(teacher.correct),
+        right_work=demonstration(group) == study.worked_solution(group.problem),
+        failures=[failure_numbers(study, failure) for failure in study.failures([group])],
+    )
+
+
+def teacher_numbers(taught: list[Taught]) -> Numbers:
+    """What the self-teacher knows beyond the student, over problems with at least one right answer."""
+    rows = [row for problem in taught for row in problem.failures]
     numbers = {
-        "teacher accuracy": mean([float(group.correct[0]) for group in taught]),
-        "student accuracy on the same problems": mean([mean([float(c) for c in g.correct]) for g in solved]),
-        "demonstrations with right work": mean(
-            [float(demonstration(group) == study.worked_solution(group.problem)) for group in solved]
-        ),
+        "teacher accuracy": mean([problem.teacher_accuracy for problem in taught]),
+        "student accuracy on the same problems": mean([problem.student_accuracy for problem in taught]),
+        "demonstrations with right work": share([problem.right_work for problem in taught]),
         "failures": float(len(rows)),
     }
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -188,17 +212,15 @@ def teacher_numbers(study: Study, sampled: list[Rollouts]) -> Numbers:
     return numbers
 
 
-def measure(
-    study: Study, problems: list[Problem], progress: Callable[[str], None] = lambda name: None
-) -> dict[str, Numbers]:
+def measure(study: Study, problems: list[Problem]) -> dict[str, Numbers]:
     """All numbers per family, and over all problems under `all`."""
     texts = [problem.question for problem in problems]
     sampled = study.sample(problems, texts, SAMPLES, 1.0)
     greedy = study.sample(problems, texts, 1, 0.0)
+    taught = teach(study, sampled)
     results = {}
     for name in [*dict.fromkeys(problem.family.name for problem in problems), "all"]:
-        progress(name)
         chosen = [i for i, problem in enumerate(problems) if name in (problem.family.name, "all")]
-        groups = [sampled[i] for i in chosen]
-        results[name] = student_numbers(groups, [greedy[i] for i in chosen]) | teacher_numbers(study, groups)
+        student = student_numbers([sampled[i] for i in chosen], [greedy[i] for i in chosen])
+        results[name] = student | teacher_numbers([t for i in chosen if (t := taught[i]) is not None])
     return results

@@ -9,7 +9,7 @@ import torch
 from tools.tiny_qwen3 import corpus, measure
 from tools.tiny_qwen3.corpus import Problem, teacher_text
 from tools.tiny_qwen3.families import FAMILIES, text_of
-from tools.tiny_qwen3.measure import Failure, Rollouts, Study
+from tools.tiny_qwen3.measure import Failure, Rollouts, Study, Taught
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +130,40 @@ def test_log_probs_are_those_of_the_full_forward_pass(study: Study, problem: Pro
 
 def test_no_solved_problem_gives_no_teacher_numbers(study: Study, problem: Problem) -> None:
     group = Rollouts(problem, [altered(study, problem)], [False])
-    assert measure.teacher_numbers(study, [group]) == {"failures": 0.0}
+    assert measure.teach(study, [group]) == [None]
+    assert measure.teacher_numbers([])["failures"] == 0
+
+
+def test_teach_keeps_the_order_of_the_problems(study: Study, problem: Problem) -> None:
+    right, wrong = study.worked_solution(problem), altered(study, problem)
+    hopeless = Rollouts(problem, [wrong, wrong[:-1]], [False, False])
+    half = Rollouts(problem, [right, wrong[:-1]], [True, False])
+    nothing, taught = measure.teach(study, [hopeless, half])
+    assert nothing is None
+    assert taught is not None
+    assert (taught.student_accuracy, taught.right_work, len(taught.failures)) == (0.5, True, 1)
+    assert 0 <= taught.teacher_accuracy <= 1
+
+
+def test_teacher_numbers_weigh_problems_and_failures() -> None:
+    taught = [
+        Taught(0.5, 1.0, True, [{"gain": 1.0, "after": 0.5}, {"gain": 2.0}]),
+        Taught(0.25, 0.5, False, []),
+    ]
+    assert measure.teacher_numbers(taught) == {
+        "teacher accuracy": 0.75,
+        "student accuracy on the same problems": 0.375,
+        "demonstrations with right work": 0.5,
+        "failures": 2,
+        "gain": 1.5,
+        "after": 0.5,
+    }
 
 
 def test_measure_reports_every_family_and_all(study: Study) -> None:
     problems = corpus.held_out(3)
-    seen: list[str] = []
-    table = measure.measure(study, problems, seen.append)
-    assert list(table) == seen == [*(family.name for family in FAMILIES), "all"]
+    table = measure.measure(study, problems)
+    assert list(table) == [*(family.name for family in FAMILIES), "all"]
     assert table["all"]["problems"] == len(problems)
     for numbers in table.values():
         assert 0 <= numbers["pass@1"] <= numbers["pass@8"] <= 1

@@ -1,6 +1,7 @@
 """The command ``megatron-srpo``."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,8 @@ examples:
 
 Every command has its own --help.
 """
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 _COMMANDS = {
     "train": (train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
@@ -51,9 +54,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def overrides_first(arguments: list[str]) -> list[str]:
+    """Move ``section.key=value`` behind the command: argparse would hand it to a ``--seeds 1`` before it."""
+    found = [argument for argument in arguments[1:] if _OVERRIDE.match(argument)]
+    return [*arguments[:1], *found, *(argument for argument in arguments[1:] if argument not in found)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status (2 for an error that the user can mend)."""
-    parsed = make_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = make_parser().parse_args(overrides_first(given))
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return run(parsed)

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # One OpenMP thread per process: the tests start several ranks, and spinning threads starve one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that reaches for a hub is a defect: let it fail at once, with a clear message.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+
+# No test asserts wall-clock time, and an example may wait for a busy machine.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -80,3 +80,12 @@ def test_every_command_has_a_function_to_run() -> None:
     for command in COMMANDS:
         arguments = [command, "folder"] if command == "report" else [command]
         assert callable(make_parser().parse_args(arguments).run)
+
+
+def test_overrides_may_stand_anywhere() -> None:
+    from megatron_srpo.cli import make_parser, overrides_first
+
+    given = ["compare", "--config", "c.yaml", "a.b=1", "--seeds", "1", "2", "seed=3", "--out", "x"]
+    parsed = make_parser().parse_args(overrides_first(given))
+    assert parsed.overrides == ["a.b=1", "seed=3"]
+    assert (parsed.seeds, parsed.out, parsed.config) == ([1, 2], "x", "c.yaml")

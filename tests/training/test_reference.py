@@ -1,4 +1,4 @@
-"""A whole training step against a dense float64 implementation on transformers' Qwen3, written independently."""
+"""A whole training step against an independent dense float64 implementation on transformers' Qwen3."""
 
 from typing import Any
 

@@ -68,7 +68,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="examples/quickstart.yaml", help="run configuration (%(default)s)")
+    parser.add_argument(
+        "--config", default="examples/quickstart.yaml", help="run configuration (%(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single keys")
     parser.add_argument("--algorithms", nargs="+", choices=("grpo", "sdpo"), default=["grpo", "sdpo"])
     parser.add_argument("--layouts", nargs="+", choices=("1-core", "2-cores"), default=["1-core", "2-cores"])
@@ -119,7 +121,9 @@ def available_cores(count: int) -> tuple[int, ...]:
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < count:
-        raise BenchmarkError(f"{count} cores are needed, {len(cores)} are available; leave out --layouts 2-cores")
+        raise BenchmarkError(
+            f"{count} cores are needed, {len(cores)} are available; leave out --layouts 2-cores"
+        )
     return tuple(cores[:count])
 
 
@@ -176,9 +180,7 @@ def per_token(records: Sequence[dict[str, Any]], key: str) -> list[float]:
     return [record[key] / record["response_tokens"] for record in records]
 
 
-def ratios(
-    theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], key: str
-) -> list[float]:
+def ratios(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], key: str) -> list[float]:
     """Return, round by round, their seconds per response token over ours: above 1, ours is faster."""
     pairs = zip(per_token(theirs, key), per_token(ours, key), strict=True)
     return [their / our for their, our in pairs]
@@ -257,11 +259,19 @@ def compare(arguments: argparse.Namespace) -> None:
             print("\n".join(table(records)) + "\n", flush=True)
             print(f"{layout} {algorithm}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
             results.append(
-                {"layout": layout, "algorithm": algorithm, "load": load, "records": records, "settings": settings}
+                {
+                    "layout": layout,
+                    "algorithm": algorithm,
+                    "load": load,
+                    "records": records,
+                    "settings": settings,
+                }
             )
             if arguments.output:
                 content = {"versions": versions(), "results": results}
-                arguments.output.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+                arguments.output.write_text(
+                    json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8"
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -121,16 +121,6 @@ def solve_simple_equations(entry: Entry, sheet: Worksheet) -> None:
     sheet.write(f"Answer: {value}")
 
 
-def solve_gcd(entry: Entry, sheet: Worksheet) -> None:
-    """Euclid, larger number first: `98, 54` -> `98%54=44`, ..., `4%2=0`, `Answer: 2`."""
-    small, large = sorted(entry["metadata"]["numbers"])
-    while small:
-        sheet.write(f"{large}%{small}=")
-        large, small = small, sheet.number(large % small, low=0, high=small - 1)
-        sheet.write("\n")
-    sheet.write(f"Answer: {large}")
-
-
 def solve_leg_counting(entry: Entry, sheet: Worksheet) -> None:
     """`5 grasshoppers, 9 dogs` -> `5*6=30`, `9*4=36`, `30+36=66`, `Answer: 66`. Leg counts are recalled."""
     total: int | None = None
@@ -176,16 +166,15 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("chain_sum", {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1}, solve_chain_sum),
+    Family("chain_sum", {"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1}, solve_chain_sum),
     Family(
         "simple_equations",
         {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
         solve_simple_equations,
     ),
-    Family("gcd", {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 60}, solve_gcd),
     Family(
         "leg_counting",
-        {"min_animals": 1, "max_animals": 2, "min_instances": 1, "max_instances": 12},
+        {"min_animals": 2, "max_animals": 2, "min_instances": 1, "max_instances": 12},
         solve_leg_counting,
     ),
 )

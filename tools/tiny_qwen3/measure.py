@@ -182,7 +182,7 @@ class Taught:
 
 
 def teach(study: Study, sampled: list[Rollouts]) -> list[Taught | None]:
-    """Sample under the teacher's prompt and compare on the failed rollouts; None for problems never solved."""
+    """Sample under the teacher's prompt, compare on failed rollouts; None for problems never solved."""
     solved = [group for group in sampled if any(group.correct)]
     texts = [study.demonstration_text(group) for group in solved]
     taught = iter(study.sample([group.problem for group in solved], texts, TEACHER_SAMPLES, 1.0))

@@ -25,11 +25,11 @@ VOCABULARY_MULTIPLE = (
 class WarmUp:
     """How long and on what the model is trained. Stopped early on purpose: see the model card."""
 
-    steps: int = 700
+    steps: int = 600
     batch: int = 64
     chunks: int = 4  # a batch is sorted by length and run in so many parts: little padding
     learning_rate: float = 3e-3
-    final_share: float = 0.1  # of the learning rate, at the last step (cosine)
+    final_share: float = 0.3  # of the learning rate, at the last step (cosine)
     warm_up_steps: int = 40
     weight_decay: float = 0.01
     gradient_clip: float = 1.0

@@ -72,7 +72,7 @@ def test_failed_attempt_follows_from_its_wrong_number(name: str) -> None:
         ]
         assert len(broken) <= len(wrong)
         last_result = CALCULATION.findall(text)
-        if name != "gcd" and last_result:
+        if last_result:
             assert text.endswith(f"Answer: {last_result[-1][3]}")
     assert slipped > 100  # nearly every problem has a number that can go wrong
 
@@ -162,7 +162,7 @@ def test_only_the_chosen_number_slips() -> None:
     ],
 )
 def test_is_correct_wants_the_answer_on_the_last_line(response: str, expected: bool) -> None:
-    family = BY_NAME["gcd"]
+    family = BY_NAME["leg_counting"]
     dataset = family.dataset(4_000_000, 1)
     entry = dataset[0]
     assert is_correct(dataset, entry, response.format(entry["answer"])) is expected
@@ -170,7 +170,7 @@ def test_is_correct_wants_the_answer_on_the_last_line(response: str, expected: b
 
 def test_part_marks_do_not_count() -> None:
     """The default verifier gives marks to longer texts that contain the answer; those are wrong here."""
-    family = BY_NAME["gcd"]
+    family = BY_NAME["leg_counting"]
     dataset = family.dataset(4_000_000, 1)
     entry = dataset[0]
     padded = f"{entry['answer']}."

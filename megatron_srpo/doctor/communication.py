@@ -11,7 +11,7 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.doctor.types import Check
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 RANK_MODULE = "megatron_srpo.doctor.rank"
 
 

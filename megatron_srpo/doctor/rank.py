@@ -10,7 +10,8 @@ import time
 import torch
 import torch.distributed as dist
 
-TIMEOUT = datetime.timedelta(seconds=60)
+# Longer than the parent waits: it is the parent that gives up, and says so.
+TIMEOUT = datetime.timedelta(minutes=30)
 ROUNDS = 20
 
 

@@ -35,7 +35,7 @@ class WarmUp:
     gradient_clip: float = 1.0
     opening: float = 0.4  # share of the steps in which the model mostly learns to copy
     opening_kinds: tuple[float, ...] = (0.45, 0.3, 0.25)  # shares of the `KINDS` of example
-    kinds: tuple[float, ...] = (0.55, 0.27, 0.18)  # the same, after the opening
+    kinds: tuple[float, ...] = (0.45, 0.35, 0.2)  # the same, after the opening
     seed: int = 0
     items: int = 12000  # asked of every family's dataset; repeated questions count once
     data_seed: int = WARM_UP_SEED

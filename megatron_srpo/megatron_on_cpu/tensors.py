@@ -55,6 +55,10 @@ def _type_for_megatron(self: torch.Tensor, dtype: Any = None, *args: Any, **kwar
 
 def replace() -> None:
     """Let ``device="cuda"``, ``pin_memory=True`` and ``.cuda()`` mean the CPU."""
+    # ``torch.device(...)`` as a context, by which transformers loads models, knows these functions by
+    # identity and remembers them at its first use: let it do so while they are the originals, or loaded
+    # models get uninitialised RoPE frequencies.
+    torch.utils._device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     target: Any = torch.Tensor

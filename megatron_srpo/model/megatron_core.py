@@ -6,14 +6,7 @@ package's ``__init__``, keeps what needs no Megatron (architecture, layout check
 
 import warnings
 
-import torch.utils._device
-
 from megatron_srpo import platform
-
-# Without CUDA the next lines wrap torch's factory functions. ``torch.device(...)`` as a context, by which
-# transformers loads models, knows these functions by identity and remembers them at its first use: let it do
-# so while they are the originals, or loaded models get uninitialised RoPE frequencies.
-torch.utils._device._device_constructors()
 
 with warnings.catch_warnings():
     # It announces, file by file, that it does without Apex and Transformer Engine. So we know.

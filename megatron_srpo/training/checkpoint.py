@@ -27,6 +27,7 @@ from megatron_srpo.model.megatron_core import (
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.folders import new_folder
+from megatron_srpo.weights.megatron_checkpoint import short_cause
 
 _NAME = re.compile(r"step_(\d{8})")
 _FINISHED = "metadata.json"  # Megatron-Core writes it last
@@ -87,7 +88,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
         state = dist_checkpointing.load(wanted, str(folder))
     except (KeyError, ValueError, RuntimeError, CheckpointingException, CheckpointException) as error:
         raise CheckpointError(
-            f"{folder} does not fit this run: {_cause(error)}. Resume with the model and teacher it was "
+            f"{folder} does not fit this run: {short_cause(error)}. Resume with the model and teacher it was "
             "saved with, or start a new run"
         ) from error
     unwrap(trainer.policy).load_state_dict(state["policy"])
@@ -161,14 +162,6 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     torch.cuda.set_rng_state(states["device"])
     tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
-
-
-def _cause(error: BaseException) -> str:
-    """Say in one line what Megatron-Core or PyTorch did not find; they list whole state dicts."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 160 else f"{line[:160]}..."
 
 
 def _keep_newest(root: Path, keep: int) -> None:

@@ -67,13 +67,17 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
     """
     policy, weights = unwrap(model), weights_folder(folder)
     state = policy.sharded_state_dict(metadata=_metadata())
+    names = set(state)
     try:
         loaded = dist_checkpointing.load(state, str(weights))
     # Boundary to Megatron-Core and torch, which report a damaged file in a dozen ways (one of them,
     # torch's CheckpointException, is no Exception).
     except (Exception, torch.distributed.checkpoint.CheckpointException) as error:
-        raise CheckpointError(f"{weights} is damaged or belongs to another model: {_short(error)}") from error
-    policy.load_state_dict(loaded)
+        raise CheckpointError(
+            f"{weights} is damaged or belongs to another model: {short_cause(error)}"
+        ) from error
+    # A training run's checkpoint brings its common part (progress, scheduler) along.
+    policy.load_state_dict({name: value for name, value in loaded.items() if name in names})
 
 
 def weights_folder(folder: str | Path) -> Path:
@@ -143,7 +147,9 @@ def _stored_embedding(folder: str | Path) -> Any:
     try:
         tensors = dist_checkpointing.load_tensors_metadata(str(weights))
     except Exception as error:  # boundary to Megatron-Core and torch: a damaged index fails in many ways
-        raise CheckpointError(f"{weights} is damaged: {_short(error)}; convert the model again") from error
+        raise CheckpointError(
+            f"{weights} is damaged: {short_cause(error)}; convert the model again"
+        ) from error
     if _EMBEDDING not in tensors:
         raise CheckpointError(f"{weights} has no tensor {_EMBEDDING}; it is not a checkpoint of a GPT model")
     return tensors[_EMBEDDING]
@@ -166,6 +172,9 @@ def _info(arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype) ->
     }
 
 
-def _short(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+def short_cause(error: BaseException) -> str:
+    """Say in one line what Megatron-Core or PyTorch did not find; they list whole state dicts."""
+    if isinstance(error, torch.distributed.checkpoint.CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line if len(line) <= 160 else line[:160] + '...'}"

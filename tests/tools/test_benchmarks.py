@@ -24,7 +24,15 @@ from tools.benchmarks.sections import REST, Seconds, SectionTimer, install
 
 CONFIG = str(REPOSITORY / "examples" / "quickstart.yaml")
 MODEL = f"model.path={REPOSITORY / 'examples' / 'models' / 'qwen3-tiny'}"
-SMALL = (MODEL, "rollout.prompts_per_step=4", "rollout.samples_per_prompt=2", "rollout.max_response_tokens=8")
+SMALL = (
+    MODEL,
+    "algorithm.name=grpo",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=2",
+    "rollout.max_response_tokens=8",
+    "reward.workers=1",
+    *(f"data.train.{source}.size=20" for source in range(3)),
+)
 
 
 def config(*overrides: str) -> RunConfig:
@@ -44,7 +52,7 @@ def record(wall: float = 2.0, tokens: int = 100, **changes: Any) -> dict[str, An
     return {**values, **changes}
 
 
-# --- the work -------------------------------------------------------------------------------------------------
+# --- the work --------------------------------------------------------------------------------------------
 
 
 def test_the_common_settings_switch_off_what_is_not_compared() -> None:
@@ -92,8 +100,7 @@ def test_the_workload_is_what_the_training_loop_takes(work: workload.Workload, t
         return [item.prompt.id for item in prompts]
 
     assert not dist.is_initialized()
-    chosen = dataclasses.replace(config("algorithm.name=grpo"), output_dir=str(tmp_path))
-    chosen = dataclasses.replace(chosen, parallel=dataclasses.replace(chosen.parallel, tensor=1))
+    chosen = dataclasses.replace(config("parallel.tensor=1"), output_dir=str(tmp_path))
     with open_run(chosen, resume=False) as run:
         for step, batch in enumerate(work.batches):
             run.step = step
@@ -118,7 +125,7 @@ def test_both_sides_render_a_prompt_to_the_same_tokens(work: workload.Workload) 
     from megatron_srpo.data.chat import render_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(work.config.model.path)
-    settings = trl_side.trl_settings(dataclasses.replace(work.config, algorithm=_named("grpo")), 3, 1, 8)
+    settings = trl_side.trl_settings(work.config, 3, 1, 8)
     for prompt in work.batches[0]:
         theirs = tokenizer.apply_chat_template(
             [dict(message) for message in prompt.messages],
@@ -158,12 +165,12 @@ def test_a_lane_that_made_fewer_steps_is_refused() -> None:
         workload.check_same_work({"ours": [record(), record()], "TRL": [record()]})
 
 
-# --- TRL's settings ---------------------------------------------------------------------------------------------
+# --- TRL's settings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world, micro, accumulation", [(1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 1, 4)])
 def test_the_batch_is_the_same_however_it_is_cut(world: int, micro: int, accumulation: int) -> None:
-    settings = trl_side.trl_settings(dataclasses.replace(config(), algorithm=_named("grpo")), 5, world, micro)
+    settings = trl_side.trl_settings(config(), 5, world, micro)
     assert settings["gradient_accumulation_steps"] == accumulation
     assert (
         settings["per_device_train_batch_size"] * accumulation * world == config().rollout.responses_per_step
@@ -177,7 +184,7 @@ def test_a_micro_batch_that_does_not_divide_is_refused() -> None:
 
 def test_settings_follow_the_run_configuration() -> None:
     chosen = config("rollout.temperature=0.7", "optimizer.weight_decay=0.3", "algorithm.policy.clip_high=0.5")
-    settings = trl_side.trl_settings(dataclasses.replace(chosen, algorithm=chosen.algorithm), 5, 1, 8)
+    settings = trl_side.trl_settings(chosen, 5, 1, 8)
     assert settings["temperature"] == 0.7
     assert settings["weight_decay"] == 0.3
     assert settings["epsilon_high"] == 0.5
@@ -207,16 +214,14 @@ def test_the_full_vocabulary_needs_no_top_k() -> None:
 
 
 def test_an_algorithm_without_a_trainer_in_trl_is_refused() -> None:
-    with pytest.raises(
-        BenchmarkError, match="algorithm.name = srpo has no TRL trainer; compare one of grpo, sdpo"
-    ):
+    with pytest.raises(BenchmarkError, match=r"name = srpo has no TRL trainer; compare one of grpo, sdpo"):
         trl_side.trl_settings(dataclasses.replace(config(), algorithm=_named("srpo")), 5, 1, 8)
 
 
 def test_a_teacher_without_a_counterpart_is_refused() -> None:
     teacher = dataclasses.replace(config().teacher, mode="trust_region")
     chosen = dataclasses.replace(config(), algorithm=_named("sdpo"), teacher=teacher)
-    with pytest.raises(BenchmarkError, match="teacher.mode = trust_region .* ema, live or frozen"):
+    with pytest.raises(BenchmarkError, match=r"teacher\.mode = trust_region .* ema, live or frozen"):
         trl_side.trl_settings(chosen, 5, 1, 8)
 
 
@@ -246,7 +251,7 @@ def test_the_command_reports_a_missing_trl(
     assert "make install-bench" in capsys.readouterr().err
 
 
-# --- what the lanes observe -------------------------------------------------------------------------------------
+# --- what the lanes observe ------------------------------------------------------------------------------
 
 
 def test_sampling_is_observed_by_groups_and_ranks() -> None:
@@ -327,7 +332,7 @@ def test_the_ranks_of_a_lane_add_up() -> None:
     assert joined["prompts"] == digest([(0, (1,)), (1, (2,)), (2, (3,))])
 
 
-# --- ratios -----------------------------------------------------------------------------------------------------
+# --- ratios ----------------------------------------------------------------------------------------------
 
 
 def test_a_ratio_is_seconds_per_token_of_theirs_over_ours() -> None:
@@ -364,7 +369,7 @@ def test_the_table_names_every_lane_and_its_ratio() -> None:
     assert theirs.endswith("| 1 | 1 | 1 |")
 
 
-# --- the command ------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------
 
 
 def test_trl_comes_last_and_every_lane_has_its_own_name() -> None:
@@ -409,7 +414,7 @@ def test_a_micro_batch_is_checked_before_anything_starts(monkeypatch: pytest.Mon
         bench_trl.check(arguments)
 
 
-# --- a lane as a process ----------------------------------------------------------------------------------------
+# --- a lane as a process ---------------------------------------------------------------------------------
 
 FAKE_SIDE = """
 import sys
@@ -473,7 +478,6 @@ def test_the_processors_time_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
         running.wait_ready()
         computing, sleeping = running.step(), running.step()
     assert computing["processor"] > sleeping["processor"] + 0.02
-    assert sleeping["wall"] >= 0.3
 
 
 def test_a_lane_that_dies_shows_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,7 +513,7 @@ def test_a_lane_has_its_threads_and_no_network() -> None:
     assert made["OMP_NUM_THREADS"] == "3" and made["HF_HUB_OFFLINE"] == "1"
 
 
-# --- where a step's seconds go ------------------------------------------------------------------------------------
+# --- where a step's seconds go ---------------------------------------------------------------------------
 
 
 class Clock:
@@ -575,7 +579,11 @@ def test_the_sections_add_up_to_the_phase(events: list[tuple[str, int]]) -> None
 
 
 def test_nothing_is_counted_outside_of_a_phase(timer: SectionTimer, clock: Clock) -> None:
-    assert timer.wrap(lambda: spend(clock, 5) or "result", "x")() == "result"
+    def work() -> str:
+        spend(clock, 5)
+        return "result"
+
+    assert timer.wrap(work, "x")() == "result"
     with timer.in_phase("p"):
         pass
     assert timer.table == {("p", REST): Seconds(0, 0, 1)}
@@ -646,8 +654,8 @@ def test_the_table_shows_medians_and_sums() -> None:
 
 
 def test_a_section_absent_from_a_step_counts_as_zero() -> None:
-    with_it, without = {("p", "x"): Seconds(3.0, 3.0, 1), ("p", "y"): Seconds(1.0, 1.0, 1)}, {}
-    tables: list[Any] = [with_it, {**without, ("p", "y"): Seconds(1.0, 1.0, 1)}]
+    y = {("p", "y"): Seconds(1.0, 1.0, 1)}
+    tables = [{("p", "x"): Seconds(3.0, 3.0, 1), **y}, y]
     rows = profile_step.table_lines(tables)
     assert any(row.startswith("|  | x | 1.500 |") for row in rows)
 
@@ -668,7 +676,7 @@ def test_benchmark_errors_are_user_errors() -> None:
     assert issubclass(BenchmarkError, UserError)
 
 
-# --- the real thing, small --------------------------------------------------------------------------------------
+# --- the real thing, small -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

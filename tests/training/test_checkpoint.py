@@ -9,6 +9,8 @@ import torch
 from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.config.training import TeacherConfig
 from megatron_srpo.errors import CheckpointError
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.parallel import initialize_parallel
 from megatron_srpo.training.checkpoint import (
     checkpoint_folder,
@@ -16,9 +18,12 @@ from megatron_srpo.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from megatron_srpo.weights.gather import hf_tensors
+from megatron_srpo.weights.megatron_checkpoint import load_megatron
 from tests.model.tiny import write_random_qwen3
 from tests.ranks import RankFailure, run_ranks
 from tests.training.harness import (
+    VOCAB_MULTIPLE,
     Layout,
     fixed_rollouts,
     full_weights,
@@ -108,6 +113,29 @@ def test_another_layout_goes_on_with_the_same_step(folder: str, tmp_path: Path) 
 
 def resume_elsewhere(rank: int, world: int, folder: str, layout: Layout, root: Path) -> dict[str, Any]:
     return two_steps(rank, world, folder, layout, root, True)
+
+
+def test_the_policy_can_be_read_without_the_rest(folder: str, tmp_path: Path) -> None:
+    """What ``tools/convert_hf.py export`` does with a training run's checkpoint, in another layout."""
+    saved = run_ranks(1, save_after_a_step, folder, tmp_path)[0]
+    read = run_ranks(2, read_policy, folder, checkpoint_folder(tmp_path, 1))[0]
+    assert saved.keys() == read.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in saved.items())
+
+
+def save_after_a_step(rank: int, world: int, folder: str, root: Path) -> dict[str, torch.Tensor]:
+    trainer = make_trainer(folder, initialize_parallel(1, 1), SRPO)
+    train_step(trainer, fixed_rollouts())
+    save_checkpoint(root, 1, trainer, {}, keep=1)
+    return full_weights(trainer, folder)
+
+
+def read_policy(rank: int, world: int, folder: str, path: Path) -> dict[str, torch.Tensor]:
+    groups = initialize_parallel(2, 1)
+    arch = Qwen3Architecture.from_hf_folder(folder)
+    model = build_policy(arch, groups, torch.float32, VOCAB_MULTIPLE)
+    load_megatron(model, path)
+    return {name: tensor.clone() for name, tensor in hf_tensors(model, arch, groups)}
 
 
 def test_only_the_newest_checkpoints_stay(folder: str, tmp_path: Path) -> None:

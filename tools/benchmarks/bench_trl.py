@@ -5,9 +5,9 @@
 
 Same model, same prompts in the same order, same number of samples, same response limit, same verifiers, one
 AdamW step per rollout batch, fp32, on the same cores. All lanes of a comparison live at once and step in turn
-(A B A B ...). Each side samples its own responses, so seconds are also given per response token, and the ratio
-(TRL's seconds per response token over ours, round by round) is taken from that. "processor" counts user and
-system seconds of all processes of a lane, verifiers included: the number to trust when the machine is not idle.
+(A B A B ...). Each side samples its own responses, so seconds are also given per response token, and the
+ratio (TRL's seconds per response token over ours, round by round) is taken from that. "processor" counts user
+and system seconds of all processes of a lane, verifiers included: the number to trust on a busy machine.
 
 Layouts: "1-core", one process with one thread; "2-cores", two processes: ours as TP 2 and as DP 2, TRL as two
 data-parallel processes (gloo). With the SDPO comparison runs our SRPO, which has no trainer in TRL.

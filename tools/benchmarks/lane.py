@@ -1,14 +1,15 @@
 """One side of a side-by-side benchmark as a process that makes a step when told to, and reports what it took.
 
 Several lanes live at the same time and step in turn (A B A B ...), so that whatever else the machine does
-meanwhile hits all of them alike. A lane may be several ranks; rank 0 talks to the benchmark over a Unix socket,
-one JSON object per line. A lane that waits sleeps.
+meanwhile hits all of them alike. A lane may be several ranks; rank 0 talks to the benchmark over a Unix
+socket, one JSON object per line. A lane that waits sleeps.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -58,8 +59,9 @@ class LaneSpec:
     @classmethod
     def load(cls, path: str) -> "LaneSpec":
         """Read what :meth:`save` wrote."""
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()})
+        tree: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        tree |= {key: tuple(value) for key, value in tree.items() if isinstance(value, list)}
+        return cls(**tree)
 
     def command(self, path: Path) -> list[str]:
         """Return the command line that starts the lane from the spec saved at ``path``."""
@@ -131,8 +133,8 @@ class Gate:
 
     def open(self) -> None:
         """Wait for the word to step; start the clocks."""
-        if self.line is not None:
-            self.line.readline()
+        if self.line is not None and not self.line.readline():
+            raise SystemExit("the benchmark is gone")
         if self.parallel:
             self.dist.barrier()
         self.started = time.perf_counter(), processor_seconds()
@@ -183,6 +185,7 @@ class Lane:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(spec.threads),
+                start_new_session=True,  # a group of its own, to be ended as a whole
             )
 
     def wait_ready(self) -> None:
@@ -209,7 +212,7 @@ class Lane:
             try:
                 self.process.wait(timeout=5.0)
             except subprocess.TimeoutExpired:
-                self.process.terminate()
+                os.killpg(self.process.pid, signal.SIGTERM)
                 self.process.wait()
 
     def _accept(self) -> socket.socket | None:

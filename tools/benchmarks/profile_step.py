@@ -5,8 +5,8 @@
 
 Runs the loop's own `train_step` in as many ranks as the config asks for (times --replicas), with evaluation
 and checkpoints off and into a temporary folder. Times are medians over the measured steps. "processor" counts
-this rank's threads only; "wall" of a collective holds waiting for the other ranks. --ops adds torch.profiler's
-operators of one more step by self time (that step is slower: the profiler costs).
+this rank's threads only; "wall" of a collective holds waiting for the other ranks. --ops adds
+torch.profiler's operators of one more step by self time (that step is slower: the profiler costs).
 """
 
 import argparse
@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from megatron_srpo import platform
 from megatron_srpo.commands.common import add_config_arguments, add_replicas_argument, run_config
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import UserError
+from megatron_srpo.session.run import Run
 from tools.benchmarks.sections import Seconds, SectionTimer, install
 
 Table = dict[tuple[str, str], Seconds]
@@ -119,13 +120,13 @@ def profile(config: RunConfig, arguments: argparse.Namespace) -> str | None:
 
 
 @contextmanager
-def both(outer: Iterator, timer: SectionTimer, name: str) -> Iterator[None]:
+def both(outer: AbstractContextManager[None], timer: SectionTimer, name: str) -> Iterator[None]:
     """Open the recorder's phase and the timer's."""
     with outer, timer.in_phase(name):
         yield
 
 
-def _operators(run: object, count: int) -> str:
+def _operators(run: Run, count: int) -> str:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -169,7 +170,7 @@ def _median(values: Sequence[Seconds]) -> Seconds:
     )
 
 
-def _sum(values: Iterator[Seconds] | Sequence[Seconds]) -> Seconds:
+def _sum(values: Iterable[Seconds]) -> Seconds:
     parts = list(values)
     return Seconds(sum(part.wall for part in parts), sum(part.processor for part in parts), 0)
 

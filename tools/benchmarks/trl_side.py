@@ -1,7 +1,7 @@
 """A lane that runs TRL's trainer: `python -m tools.benchmarks.trl_side SPEC` (see lane.py).
 
-GRPO: `trl.GRPOTrainer`. SDPO: `trl.experimental.sdpo.SDPOTrainer`. Both sample with transformers' `generate`, in
-fp32 on the CPU. :func:`trl_settings` holds every setting, derived from our run configuration.
+GRPO: `trl.GRPOTrainer`. SDPO: `trl.experimental.sdpo.SDPOTrainer`. Both sample with transformers' `generate`,
+in fp32 on the CPU. :func:`trl_settings` holds every setting, derived from our run configuration.
 """
 
 import importlib.util
@@ -52,7 +52,8 @@ def trl_settings(config: RunConfig, steps: int, world: int, micro_batch: int) ->
     """
     if config.algorithm.name not in TRAINERS:
         raise BenchmarkError(
-            f"algorithm.name = {config.algorithm.name} has no TRL trainer; compare one of {', '.join(TRAINERS)}"
+            f"algorithm.name = {config.algorithm.name} has no TRL trainer; "
+            f"compare one of {', '.join(TRAINERS)}"
         )
     rollout = config.rollout
     own = {"grpo": _grpo_settings, "sdpo": _sdpo_settings}[config.algorithm.name](config)

@@ -13,8 +13,8 @@ from megatron_srpo.data.sources import load_prompts, mixture_weights
 from megatron_srpo.data.types import Prompt
 from tools.benchmarks.lane import BenchmarkError
 
-# Set on both sides: no evaluation, no saving, and a learning rate so small that both keep sampling from (nearly)
-# the initial policy, whose response lengths are then the same. One optimizer step per rollout batch.
+# Set on both sides: no evaluation, no saving, and a learning rate so small that both keep sampling from
+# (nearly) the initial policy, whose response lengths are then the same.
 COMMON_OVERRIDES = (
     "data.eval=[]",
     "evaluation.every=0",
@@ -52,8 +52,8 @@ def benchmark_config(path: str, overrides: Sequence[str]) -> RunConfig:
     config = load_config(RunConfig, path, [*COMMON_OVERRIDES, *overrides])
     if config.training.prompts_per_mini_batch not in (None, config.rollout.prompts_per_step):
         raise BenchmarkError(
-            f"training.prompts_per_mini_batch = {config.training.prompts_per_mini_batch}: the comparison makes "
-            "one optimizer step per rollout batch; leave it out"
+            f"training.prompts_per_mini_batch = {config.training.prompts_per_mini_batch}: the comparison "
+            "makes one optimizer step per rollout batch; leave it out"
         )
     if config.algorithm.policy.dual_clip is not None or config.algorithm.policy.kl_coefficient:
         raise BenchmarkError(

@@ -1,6 +1,6 @@
 """Two training steps on whatever device this process has; prints what they gave as JSON.
 
-    python -m tests.gpu.one_step MODEL_FOLDER ALGORITHM
+python -m tests.gpu.one_step MODEL_FOLDER ALGORITHM
 """
 
 import json

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from tools.tiny_qwen3.warm_up import WarmUp
 
 CARRIED = Path(__file__).parents[2] / "examples" / "models" / "qwen3-tiny"
 MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class FewExamples(WarmUp):
+    """A warm-up of seconds."""
+
+    batch: int = 4
+    items: int = 60
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +195,7 @@ def test_a_very_short_run_writes_a_loadable_folder(tmp_path: Path, monkeypatch: 
     """The whole script but the download: two steps, few problems, the carried tokenizer as the one to trim."""
     problems = corpus.held_out(1)
     monkeypatch.setattr(script.corpus, "held_out", lambda: problems)
-    monkeypatch.setattr(script, "WarmUp", lambda steps: WarmUp(steps=steps, batch=4, items=60))
+    monkeypatch.setattr(script, "WarmUp", FewExamples)
     monkeypatch.setattr(tokenizer, "verify", lambda folder: None)
     script.main(["--output", str(tmp_path / "model"), "--tokenizer", str(CARRIED), "--steps", "2"])
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -20,8 +20,7 @@ def study(carried_model: Any, tokenizer: Any) -> Study:
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     family = next(f for f in FAMILIES if f.name == "chain_sum")
-    entry = next(e for e in family.dataset(6_000_000, 50) if e["metadata"]["num_terms"] == 3)
-    return Problem(family, entry)
+    return Problem(family, family.dataset(6_000_000, 1)[0])
 
 
 def altered(study: Study, problem: Problem) -> list[int]:

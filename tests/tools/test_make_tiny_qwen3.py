@@ -192,7 +192,7 @@ def test_a_wrong_tokenizer_folder_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_very_short_run_writes_a_loadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole script but the download: two steps, few problems, the carried tokenizer as the one to trim."""
+    """The whole script but the download: two steps, few problems, a tokenizer trimmed again."""
     problems = corpus.held_out(1)
     monkeypatch.setattr(script.corpus, "held_out", lambda: problems)
     monkeypatch.setattr(script, "WarmUp", FewExamples)

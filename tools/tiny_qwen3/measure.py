@@ -24,7 +24,7 @@ Numbers = dict[str, float]
 
 
 def mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values)
 
 
 def share(flags: list[bool]) -> float:
@@ -201,6 +201,8 @@ def _taught(study: Study, group: Rollouts, teacher: Rollouts) -> Taught:
 def teacher_numbers(taught: list[Taught]) -> Numbers:
     """What the self-teacher knows beyond the student, over problems with at least one right answer."""
     rows = [row for problem in taught for row in problem.failures]
+    if not taught:  # a model that solves nothing has no demonstrations
+        return {"failures": 0.0}
     numbers = {
         "teacher accuracy": mean([problem.teacher_accuracy for problem in taught]),
         "student accuracy on the same problems": mean([problem.student_accuracy for problem in taught]),

@@ -134,7 +134,7 @@ class TestOutput:
             ("seed=2", r"^seed = 2, but the run in .* has 1; a resumed run keeps its configuration"),
             (
                 "optimizer.learning_rate=1e-5",
-                r"^optimizer\.learning_rate = 1e-05, but .* has 0\.0003",
+                r"^optimizer\.learning_rate = 1e-05, but .* has 0\.0001",
             ),
             ("algorithm.name=grpo", r"^algorithm\.name = 'grpo', but the run in .* has 'srpo'"),
             ("training.micro_batch_tokens=4096", r"^training\.micro_batch_tokens = 4096"),

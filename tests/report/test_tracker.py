@@ -24,7 +24,7 @@ def _binary_logs(run_dir: Path) -> list[Path]:
 
 
 def _records(log: bytes, block: int = 32768) -> bytes:
-    """Join a wandb log's records: LevelDB's log format cuts them at blocks, with 7 bytes before every piece."""
+    """Join a wandb log's records: LevelDB's format cuts them at blocks, 7 bytes before every piece."""
     joined, at = b"", 7  # after the file's own header
     while at + 7 <= len(log):
         if block - at % block < 7:  # too little left in the block for another piece

@@ -93,8 +93,8 @@ def make_trainer(
         return model
 
     policy = wrap_policy(load())
-    # Adam's first step divides a gradient by itself: with its usual epsilon of 1e-8 the rounding of a gradient
-    # that is nearly 0 decides the sign of a whole step. 1e-6 is still far below the gradients' size (1e-3).
+    # Adam's first step divides a gradient by itself: with its usual epsilon of 1e-8 the rounding of a
+    # gradient that is nearly 0 decides the sign of a whole step. 1e-6 is far below the gradients' size (1e-3).
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3, warmup_steps=0, epsilon=1e-6)
     return Trainer(
         policy=policy,

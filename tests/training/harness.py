@@ -94,7 +94,7 @@ def make_trainer(
 
     policy = wrap_policy(load())
     # Adam's first step divides a gradient by itself: with its usual epsilon of 1e-8 the rounding of a
-    # gradient that is nearly 0 decides the sign of a whole step. 1e-6 is far below the gradients' size (1e-3).
+    # gradient that is nearly 0 decides the sign of a whole step. 1e-6 is far below the gradients' 1e-3.
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3, warmup_steps=0, epsilon=1e-6)
     return Trainer(
         policy=policy,
@@ -182,12 +182,14 @@ def steps_in_layout(
         results.append(train_step(trainer, rollouts))
         # After one step: Adam's division by sqrt(v) amplifies rounding of near-zero gradients step by step.
         weights = weights or full_weights(trainer, folder)
-    last = results[-1]
-    assert last is not None
+    # Sums and weights of the first step; of the second, which starts from weights that differ by rounding,
+    # the gradient norm.
+    first = results[0]
+    assert first is not None
     return {
-        "sums": last.sums,
-        "denominator": last.scale.denominator,
-        "distill_scale": last.scale.distill_scale,
+        "sums": first.sums,
+        "denominator": first.scale.denominator,
+        "distill_scale": first.scale.distill_scale,
         "grad_norms": [result.optimizer.grad_norm for result in results if result is not None],
         "weights": weights,
     }

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _evaluate(config: RunConfig, out: Path | None) -> dict[str, float]:
     from transformers import AutoTokenizer
 
-    from megatron_srpo.data.chat import limit_prompts, render_prompt
+    from megatron_srpo.data.chat import decode_response, limit_prompts, render_prompt
     from megatron_srpo.data.sources import load_source
     from megatron_srpo.evaluation.evaluate import evaluate
     from megatron_srpo.model.architecture import Qwen3Architecture
@@ -53,7 +53,7 @@ def _evaluate(config: RunConfig, out: Path | None) -> dict[str, float]:
             config.evaluation,
             generate=engine.generate,
             render=lambda prompt: render_prompt(tokenizer, prompt.messages, data.thinking),
-            decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=True)),
+            decode=lambda tokens: decode_response(tokenizer, tokens),
             score=lambda asked, texts: rewards.score(list(zip(asked, texts, strict=True))),
             max_response_tokens=config.rollout.max_response_tokens,
             run_seed=config.seed,

@@ -56,6 +56,11 @@ def render_prompt(tokenizer: ChatTokenizer, messages: Messages, thinking: bool) 
     return [int(token) for token in rendered]
 
 
+def decode_response(tokenizer: ChatTokenizer, tokens: Sequence[int]) -> str:
+    """Return the text of a response as verifiers see it: without special tokens, thoughts included."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
 def limit_prompts(
     prompts: Iterable[Prompt], tokenizer: ChatTokenizer, thinking: bool, max_tokens: int, policy: str
 ) -> tuple[list[Prompt], LengthReport]:

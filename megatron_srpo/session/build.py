@@ -100,7 +100,7 @@ def _prompts(config: RunConfig, tokenizer: Any, recorder: Recorder) -> PromptSet
     sets = load_prompts(config.data)
     for report in sets.reports:
         if report.bad:
-            recorder.progress.warn(str(report))
+            recorder.progress.warn(report.summary())
     limit = (config.data.thinking, config.data.max_prompt_tokens, config.data.overlong_prompts)
     train, lengths = limit_prompts(sets.train, tokenizer, *limit)
     if lengths.skipped or lengths.truncated:

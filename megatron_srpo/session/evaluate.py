@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from megatron_srpo.config.run import RunConfig
-from megatron_srpo.data.chat import ChatTokenizer, render_prompt
+from megatron_srpo.data.chat import ChatTokenizer, decode_response, render_prompt
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.evaluation.evaluate import EvaluationResult, evaluate
 from megatron_srpo.model.parallel import ProcessGroups
@@ -50,7 +50,7 @@ class Evaluator:
             self.config.evaluation,
             generate=lambda requests, sampling: self._generate(engine, requests, sampling),
             render=lambda prompt: render_prompt(self.tokenizer, prompt.messages, self.config.data.thinking),
-            decode=lambda tokens: str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)),
+            decode=lambda tokens: decode_response(self.tokenizer, tokens),
             score=self._score,
             max_response_tokens=self.config.rollout.max_response_tokens,
             run_seed=self.config.seed,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_srpo.algorithms.types import ScoredRollouts
-from megatron_srpo.data.chat import ChatTokenizer
+from megatron_srpo.data.chat import ChatTokenizer, decode_response
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.rewards.types import Score
 from megatron_srpo.rollout.seeds import request_seed
@@ -109,7 +109,7 @@ def make_rollouts(
             sample=sample,
             sequence=TokenSequence(item.tokens, completion.tokens),
             completion=completion,
-            text=str(tokenizer.decode(list(completion.tokens), skip_special_tokens=True)),
+            text=decode_response(tokenizer, completion.tokens),
         )
         for (item, sample), completion in zip(owners, completions, strict=True)
     ]

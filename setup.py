@@ -26,6 +26,7 @@ REQUIREMENTS = [
     "tokenizers>=0.23.1,<0.24",
     "safetensors>=0.6,<1",
     "jinja2>=3.1,<4",
+    "aiohttp>=3.10,<4",
     "packaging>=24.2",
     "PyYAML>=6.0.2,<7",
     "rich>=13.9,<16",
@@ -45,11 +46,10 @@ EXTRAS = {
     # `apex` on PyPI is an unrelated package; NVIDIA's apex is not needed.
     "gpu": ["triton>=3.4,<4; sys_platform == 'linux'"],
     # What the SGLang server imports on a machine without CUDA. SGLang itself declares CUDA-only packages and
-    # one exact torch, so it and two companions are installed with --no-deps: `make install-sglang`.
+    # one exact torch, so it, its router and two companions are installed by --no-deps: `make install-sglang`.
     "sglang": [
         "transformers==5.19.*",
         "tokenizers==0.23.2",
-        "aiohttp>=3.10",
         "apache-tvm-ffi==0.1.11",
         "dill>=0.3.8",
         "einops>=0.8",
@@ -81,6 +81,7 @@ EXTRAS = {
     "bench": ["trl>=1.16,<2", "py-spy>=0.4,<0.5"],
     "dev": [
         "pytest>=8.4,<10",
+        "pytest-xdist>=3.8,<4",
         "hypothesis>=6.130,<7",
         "ruff>=0.12,<0.18",
         "mypy>=1.17,<3",
@@ -97,5 +98,9 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["megatron-srpo = megatron_srpo.cli:main"]},
+    entry_points={
+        "console_scripts": ["megatron-srpo = megatron_srpo.cli:main"],
+        # SGLang calls it in each of its processes; it acts only in servers that run without CUDA.
+        "sglang.srt.plugins": ["megatron_srpo = megatron_srpo.platform:sglang_plugin"],
+    },
 )

@@ -14,9 +14,8 @@ def train(run: Run) -> None:
 
 def train_step(run: Run) -> None:
     """Sample, score, route, teach, update, publish."""
-    prompts = run.next_prompts()
     with run.phase("generate"):
-        rollouts = run.generate(prompts)
+        rollouts = run.generate()
     with run.phase("reward"):
         batch = run.reward(rollouts)
         assignment = run.assign(batch)

@@ -118,6 +118,54 @@ class TestDevice:
         assert platform.peak_memory_bytes() == 42
 
 
+MEASURE_A_LIST = """
+from megatron_srpo import platform
+early = bytearray(150_000_000)
+del early  # an earlier peak must not count
+meter = platform.MemoryMeter()
+kept = bytearray(50_000_000)
+del kept
+print(meter.rise())
+"""
+
+
+class TestMemoryMeter:
+    def test_the_rise_of_the_peak(self) -> None:
+        """Zeroed memory is touched in whole pages; the interpreter's own small objects are far below 2 MB."""
+        done = subprocess.run([sys.executable, "-c", MEASURE_A_LIST], capture_output=True, text=True)
+        assert int(done.stdout) == pytest.approx(50e6, abs=2e6), done.stderr
+
+    @pytest.mark.skipif(
+        not os.access("/proc/self/clear_refs", os.W_OK), reason="needs /proc/self/clear_refs (Linux)"
+    )
+    def test_each_meter_begins_anew(self) -> None:
+        for size in (
+            96 << 20,
+            32 << 20,
+        ):  # a peak that was not reset would show the first
+            meter = platform.MemoryMeter(give_back=True, on_device=False)
+            torch.ones(size, dtype=torch.uint8)
+            # The kernel counts pages per thread and adds them up now and then: a few MiB.
+            assert meter.rise() == pytest.approx(size, abs=8 << 20)
+
+    def test_cuda_allocations_where_there_is_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[str] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 10)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 52)
+        assert platform.MemoryMeter().rise() == 42
+        assert calls == ["reset"]
+
+    def test_a_system_that_cannot_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path, *arguments: Any, **options: Any) -> int:
+            raise PermissionError(path)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(Path, "write_text", refuse)
+        assert platform.MemoryMeter().rise() is None
+
+
 @pytest.mark.parametrize(
     ("terminal", "term", "expected"),
     [(True, "xterm", True), (True, "dumb", False), (True, None, False), (False, "xterm", False)],
@@ -285,6 +333,29 @@ def test_megatron_core_works_on_the_cpu() -> None:
     assert seen["drawn again"] and seen["seeded"]
     assert (seen["name for us"], seen["converted"]) == ("torch.FloatTensor", "torch.float64")
     assert seen["name for Megatron's optimizer"] == "torch.cuda.FloatTensor"
+
+
+COMPILER_FIRST = """
+import sys, torch, torch._dynamo
+import torch.distributed as dist
+# Where torch.compile is known already, making a process group has its rules for torch.cuda read anew.
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+from megatron_srpo import platform
+platform.prepare_megatron()
+print(torch.compile(lambda x: x + 1)(torch.ones(1)).item())
+"""
+
+
+@without_cuda
+def test_the_compiler_may_be_loaded_before_megatron(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILER_FIRST, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        env=platform.child_environment(),
+        timeout=120,
+    )
+    assert done.stdout == "2.0\n", done.stderr
 
 
 class TestTritonModules:

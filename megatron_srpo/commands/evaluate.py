@@ -37,16 +37,15 @@ def _evaluate(config: RunConfig, out: Path | None) -> dict[str, float]:
     from megatron_srpo.evaluation.evaluate import evaluate
     from megatron_srpo.model.architecture import Qwen3Architecture
     from megatron_srpo.rewards.pool import RewardPool
-    from megatron_srpo.session.engine import build_engine
+    from megatron_srpo.session.engine import engine_alone
 
-    Qwen3Architecture.from_hf_folder(config.model.path)
+    arch = Qwen3Architecture.from_hf_folder(config.model.path)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
     data = config.data
     prompts = [p for source in data.eval for p in load_source(source, data.on_bad_row)[0]]
     limit = (data.thinking, data.max_prompt_tokens, data.overlong_prompts)
     prompts, _ = limit_prompts(prompts, tokenizer, *limit)
-    engine = build_engine(config, tokenizer)
-    with RewardPool(config.reward) as rewards:
+    with RewardPool(config.reward) as rewards, engine_alone(config, arch, tokenizer, print) as engine:
         rewards.start()
         result = evaluate(
             prompts,

@@ -2,9 +2,16 @@
 
 from megatron_srpo import platform
 from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.rollout import RolloutConfig
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.doctor.communication import check_communication
-from megatron_srpo.doctor.machine import check_accelerator, check_disk, check_memory, check_threads
+from megatron_srpo.doctor.machine import (
+    check_accelerator,
+    check_disk,
+    check_loss_kernels,
+    check_memory,
+    check_threads,
+)
 from megatron_srpo.doctor.model_folder import check_model_folder
 from megatron_srpo.doctor.packages import check_optional_packages, check_python, check_requirements
 from megatron_srpo.doctor.types import Check
@@ -19,27 +26,30 @@ def run_checks(config_path: str | None = None, model_folder: str | None = None) 
         model_folder: Hugging Face folder to check instead of the config's.
     """
     ranks, output = 1, "."
+    rollout: RolloutConfig | None = None
     checks: list[Check] = []
     if config_path is not None:
         config, check = check_config(config_path)
         checks.append(check)
         if config is not None:
+            rollout = config.rollout
             ranks = config.parallel.tensor * config.parallel.pipeline
             output, model_folder = config.output_dir, model_folder or config.model.path
     if model_folder is not None:
         checks += check_model_folder(model_folder)
-    return [*check_packages(), *check_machine(ranks, output), *checks]
+    return [*check_packages(rollout), *check_machine(ranks, output), *checks]
 
 
-def check_packages() -> list[Check]:
+def check_packages(rollout: RolloutConfig | None = None) -> list[Check]:
     """Python, the required packages and the optional ones."""
-    return [check_python(), *check_requirements(), *check_optional_packages(platform.has_cuda())]
+    return [check_python(), *check_requirements(), *check_optional_packages(platform.has_cuda(), rollout)]
 
 
 def check_machine(ranks: int, output: str) -> list[Check]:
     """Device, communication between processes, threads, memory and disk."""
     return [
         check_accelerator(),
+        check_loss_kernels(),
         check_communication(),
         check_threads(ranks),
         check_memory(),

@@ -9,6 +9,7 @@ import torch
 
 from megatron_srpo import platform
 from megatron_srpo.doctor.types import Check
+from megatron_srpo.ops.backend import kernels
 
 GIB = 1024**3
 # A rank of the carried model holds 0.5-1.3 GiB; two ranks and the reward processes fit into four.
@@ -34,6 +35,14 @@ def check_accelerator() -> Check:
             "see `nvidia-smi`; for a CUDA build of torch run `make clean install ACCELERATOR=gpu`",
         )
     return Check("device", "ok", f"CPU with gloo ({build})")
+
+
+def check_loss_kernels() -> Check:
+    """Say which implementation of the fused losses this machine uses."""
+    used, reason = kernels()
+    if used or not platform.has_cuda():
+        return Check("loss kernels", "ok", reason)
+    return Check("loss kernels", "warn", reason, "pip install triton, on a Hopper GPU or later")
 
 
 def check_threads(ranks_on_host: int) -> Check:

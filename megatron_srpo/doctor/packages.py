@@ -11,11 +11,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from megatron_srpo.config.rollout import RolloutConfig
 from megatron_srpo.doctor.types import Check
 
 DISTRIBUTION = "megatron-srpo"
 # First leptonai without the module that nemo-run imports unconditionally.
 LEPTONAI_BREAKS_NEMO_RUN = Version("0.47")
+#: The version that the tests run against real servers.
+TESTED_SGLANG = Version("0.5.23")
 
 
 def installed_version(distribution: str) -> Version | None:
@@ -66,9 +69,9 @@ def check_requirement(requirement: Requirement) -> Check:
     return Check(requirement.name, "ok", str(found))
 
 
-def check_optional_packages(cuda: bool) -> list[Check]:
-    """Look at the packages that a run may use or that are known to do harm."""
-    return [check_transformer_engine(cuda), check_apex(), check_sglang(), check_nemo_run()]
+def check_optional_packages(cuda: bool, rollout: RolloutConfig | None = None) -> list[Check]:
+    """Look at the packages that a run (with ``rollout``) may use or that are known to do harm."""
+    return [check_transformer_engine(cuda), check_apex(), check_sglang(rollout), check_nemo_run()]
 
 
 def check_transformer_engine(cuda: bool) -> Check:
@@ -107,12 +110,26 @@ def is_nvidia_apex() -> bool:
     return any(Path(folder, "multi_tensor_apply").is_dir() for folder in folders)
 
 
-def check_sglang() -> Check:
-    """SGLang is needed for the ``sglang`` engine only."""
+def check_sglang(rollout: RolloutConfig | None = None) -> Check:
+    """SGLang is needed where a run starts its own servers; its calls differ between versions.
+
+    Args:
+        rollout: of the run that is to start; None when none is named.
+    """
     found = installed_version("sglang")
     if found is None:
+        if rollout is not None and rollout.engine == "sglang" and not rollout.sglang.urls:
+            needed = "absent; rollout.engine = 'sglang' starts servers"
+            return Check("SGLang", "fail", needed, "make install-sglang, or give rollout.sglang.urls")
         return Check("SGLang", "ok", "absent; the `local` engine needs nothing")
-    return Check("SGLang", "ok", str(found))
+    if found != TESTED_SGLANG:
+        remedy = "if servers fail, install that one: make install-sglang"
+        return Check("SGLang", "warn", f"{found}; tested with {TESTED_SGLANG}", remedy)
+    return Check("SGLang", "ok", f"{found}, {_router(installed_version('sglang-router'))}")
+
+
+def _router(found: Version | None) -> str:
+    return f"router {found}" if found else "without its router: several servers are asked in turn"
 
 
 def check_nemo_run() -> Check:

@@ -1,5 +1,6 @@
 """Device, stream and profiler calls of ``torch.cuda``."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,8 +31,12 @@ class _NoStream:
         pass
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
+def _do_nothing() -> Callable[..., None]:
+    # A new function for each name: torch.compile keeps one rule per function and refuses a second.
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    return nothing
 
 
 def replace() -> None:
@@ -39,7 +44,7 @@ def replace() -> None:
     cuda: Any = torch.cuda
     cuda.current_device = lambda: torch.device("cpu")  # Megatron-Core passes it on as ``device=`` only
     for name in ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats"):
-        setattr(cuda, name, _nothing)
-    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+        setattr(cuda, name, _do_nothing())
+    cuda.nvtx.range_push, cuda.nvtx.range_pop = _do_nothing(), _do_nothing()
     cuda.current_stream = cuda.default_stream = cuda.stream = _NoStream
     cuda.Stream = _NoStream

@@ -2,17 +2,37 @@
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from megatron_srpo.errors import EngineError
-from megatron_srpo.rollout.engine import ProgressCallback, RolloutEngine
+from megatron_srpo.rollout.engine import EngineLost, Generation, ProgressCallback, RolloutEngine
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams
 
-#: What a rank hands to the others: its completions, or the text of the error that kept it from them.
-_Outcome = list[Completion] | str
+T = TypeVar("T")
+
+#: Pause between two signs of life of a rank that the others wait for.
+STILL_AT_IT_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What kept a rank from its completions, and whether asking again may help (EngineLost)."""
+
+    text: str
+    lost: bool
+
+
+#: What a rank hands to the others.
+_Outcome = list[Completion] | _Failure
 
 
 def collect(
@@ -39,26 +59,70 @@ def collect(
     Raises:
         EngineError: sampling failed on some rank. Raised on all ranks alike, naming the rank, so that none
             waits for an answer that never comes.
+        EngineLost: the same, where the engine was lost and asking again may help.
     """
     if group is None or dist.get_world_size(group) == 1:
         return _own(engine).generate(requests, sampling, on_progress)
     if engine is None or engine.parallelism == "leader":
-        return _from_leader(engine, requests, sampling, group, on_progress)
+        answer = partial(_generate, engine, requests, sampling, on_progress)
+        return _from_leader(answer, len(requests), group)
     return _from_every_rank(engine, requests, sampling, group, on_progress)
 
 
-def _from_leader(
-    engine: RolloutEngine | None,
-    requests: Sequence[Request],
-    sampling: SamplingParams,
-    group: dist.ProcessGroup,
-    on_progress: ProgressCallback | None,
+def collect_started(
+    generation: Generation | None, requests: int, group: dist.ProcessGroup | None = None
 ) -> list[Completion]:
-    holder: list[_Outcome | None] = [None]
-    if dist.get_rank(group) == 0:
-        holder = [_attempt(engine, requests, sampling, on_progress)]
-    dist.broadcast_object_list(holder, group=group, group_src=0)
-    return _merge(holder, [list(range(len(requests)))], len(requests))
+    """Wait for what the leader's engine samples in the background; every rank returns all completions.
+
+    Collective over ``group``; the arguments are those of :func:`collect`, and so are the errors.
+
+    Args:
+        generation: on rank 0 of the group; None on the others.
+        requests: how many there are.
+    """
+
+    def answer() -> list[Completion]:
+        if generation is None:
+            raise EngineError("rank 0 of the replica has started no generation")
+        return generation.result()
+
+    if group is None or dist.get_world_size(group) == 1:
+        return answer()
+    return _from_leader(answer, requests, group)
+
+
+def _from_leader(
+    answer: Callable[[], list[Completion]], count: int, group: dist.ProcessGroup
+) -> list[Completion]:
+    action = partial(_attempt, answer) if dist.get_rank(group) == 0 else None
+    return _merge([from_first_patiently(action, group)], [list(range(count))], count)
+
+
+def from_first_patiently(action: Callable[[], T] | None, group: dist.ProcessGroup | None = None) -> T:
+    """Give every rank what ``action`` returns on rank 0 of the group, however long it takes.
+
+    Sampling a batch, or starting a server, may take longer than the time after which a collective gives its
+    peers up. So rank 0 works in a thread and says every few seconds that it is still at it.
+
+    Args:
+        action: on rank 0; None on the others. It must not raise, and must not communicate.
+    """
+    if dist.get_world_size(group) == 1:
+        assert action is not None
+        return action()
+    box: list[tuple[T] | None] = [None]
+    if action is None:
+        while box[0] is None:
+            dist.broadcast_object_list(box, group=group, group_src=0)
+        return box[0][0]
+    with ThreadPoolExecutor(1, "patiently") as pool:
+        future = pool.submit(action)
+        while box[0] is None:
+            with suppress(FutureTimeout):
+                box[0] = (future.result(STILL_AT_IT_S),)
+            said = list(box)  # the broadcast writes into its list
+            dist.broadcast_object_list(said, group=group, group_src=0)
+    return box[0][0]
 
 
 def _from_every_rank(
@@ -70,7 +134,8 @@ def _from_every_rank(
 ) -> list[Completion]:
     places = shares(requests, dist.get_world_size(group), sampling.max_new_tokens)
     mine = [requests[place] for place in places[dist.get_rank(group)]]
-    outcome = _attempt(engine, mine, sampling, _extrapolate(on_progress, len(requests)))
+    progress = _extrapolate(on_progress, len(requests))
+    outcome = _attempt(partial(_generate, engine, mine, sampling, progress))
     outcomes: list[_Outcome | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(outcomes, outcome, group=group)
     return _merge(outcomes, places, len(requests))
@@ -100,17 +165,22 @@ def shares(requests: Sequence[Request], ranks: int, max_new_tokens: int) -> list
     return dealt
 
 
-def _attempt(
+def _generate(
     engine: RolloutEngine | None,
     requests: Sequence[Request],
     sampling: SamplingParams,
     on_progress: ProgressCallback | None,
-) -> _Outcome:
-    """Sample, or return the error's text."""
+) -> list[Completion]:
+    return _own(engine).generate(requests, sampling, on_progress)
+
+
+def _attempt(answer: Callable[[], list[Completion]]) -> _Outcome:
+    """Sample, or return what went wrong."""
     try:
-        return _own(engine).generate(requests, sampling, on_progress)
+        return answer()
     except Exception as error:  # boundary: whatever failed here, the other ranks wait for this rank's answer
-        return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        return _Failure(text, isinstance(error, EngineLost))
 
 
 def _own(engine: RolloutEngine | None) -> RolloutEngine:
@@ -122,14 +192,17 @@ def _own(engine: RolloutEngine | None) -> RolloutEngine:
 def _merge(outcomes: Sequence[_Outcome | None], places: list[list[int]], count: int) -> list[Completion]:
     """Put the ranks' completions into request order, or raise what went wrong."""
     failures: list[str] = []
+    lost = True
     merged: dict[int, Completion] = {}
     for rank, (part, outcome) in enumerate(zip(places, outcomes, strict=True)):
-        if isinstance(outcome, str):
-            failures.append(f"rank {rank}: {outcome}")
+        if isinstance(outcome, _Failure):
+            failures.append(f"rank {rank}: {outcome.text}")
+            lost = lost and outcome.lost
         else:
             merged.update(zip(part, outcome or (), strict=True))
     if failures:
-        raise EngineError(f"sampling failed on {len(failures)} of {len(places)} ranks: {'; '.join(failures)}")
+        kind = EngineLost if lost else EngineError
+        raise kind(f"sampling failed on {len(failures)} of {len(places)} ranks: {'; '.join(failures)}")
     return [merged[place] for place in range(count)]
 
 

@@ -22,20 +22,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from megatron_srpo.rollout.kv_cache import BufferedLayer
 from megatron_srpo.rollout.sampling import sample_tokens
 from megatron_srpo.rollout.types import Request, SamplingParams
+from megatron_srpo.rollout.vocabulary import Vocabulary
 
 #: Most tokens (padding included) of one prefill forward: bounds the memory of its activations.
 PREFILL_TOKENS = 8192
 
 #: Finished rows leave the batch once the live ones are fewer than this share of it: leaving copies the cache.
 COMPACT_BELOW = 0.75
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What ends a response or must not appear in it: end-of-sequence ids and the number of tokens in use."""
-
-    stop_tokens: tuple[int, ...]
-    vocab_limit: int
 
 
 @dataclass(frozen=True)
@@ -51,10 +44,14 @@ class DecodeBatch:
     """Decodes one batch to its end. The key-value cache holds at most ``len(requests)`` rows."""
 
     def __init__(
-        self, model: PreTrainedModel, requests: Sequence[Request], sampling: SamplingParams, limits: Limits
+        self,
+        model: PreTrainedModel,
+        requests: Sequence[Request],
+        sampling: SamplingParams,
+        vocabulary: Vocabulary,
     ) -> None:
         """Take requests whose equal prompts lie side by side."""
-        self.model, self.sampling, self.limits = model, sampling, limits
+        self.model, self.sampling, self.vocabulary = model, sampling, vocabulary
         self.device = model.device
         self.prompts = list(dict.fromkeys(request.prompt_tokens for request in requests))
         index = {prompt: place for place, prompt in enumerate(self.prompts)}
@@ -68,7 +65,7 @@ class DecodeBatch:
             [len(request.prompt_tokens) for request in requests], device=self.device
         )
         self.alive_B = torch.ones(len(requests), dtype=torch.bool, device=self.device)
-        self.stop_S = torch.tensor(limits.stop_tokens, dtype=torch.long, device=self.device)
+        self.stop_S = torch.tensor(vocabulary.stop_tokens, dtype=torch.long, device=self.device)
 
     @torch.inference_mode()
     def run(self, on_finished: Callable[[int], None]) -> Sampled:
@@ -81,7 +78,7 @@ class DecodeBatch:
         logits_BV = self._prefill()
         for position in range(most):
             tokens_B, log_probs_B = sample_tokens(
-                logits_BV, self.seeds_B, position, self.sampling, self.limits.vocab_limit
+                logits_BV, self.seeds_B, position, self.sampling, self.vocabulary.limit
             )
             tokens_NT[self.rows_B, position] = tokens_B
             log_probs_NT[self.rows_B, position] = log_probs_B

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from megatron_srpo.errors import EngineError
-from megatron_srpo.rollout.decode import DecodeBatch, Limits
+from megatron_srpo.rollout.decode import DecodeBatch
 from megatron_srpo.rollout.engine import Parallelism, ProgressCallback
 from megatron_srpo.rollout.kv_cache import ATTENTION
-from megatron_srpo.rollout.types import Completion, FinishReason, Request, SamplingParams
+from megatron_srpo.rollout.types import Completion, FinishReason, Request, SamplingParams, VersionSpan
+from megatron_srpo.rollout.vocabulary import Vocabulary
 
 
 class LocalEngine:
@@ -56,7 +57,8 @@ class LocalEngine:
         if batch_size < 1:
             raise EngineError(f"batch_size = {batch_size}; give at least 1")
         self._model: PreTrainedModel | None = load_model(Path(folder), dtype).to(device)
-        self._limits = _limits(self._model, vocab_limit, stop_tokens)
+        stops = default_stop_tokens(self._model) if stop_tokens is None else stop_tokens
+        self._vocabulary = Vocabulary.of(self._model.config.vocab_size, vocab_limit, stops)
         self._batch_size = batch_size
         self._version = 0
         self._mixed = False
@@ -102,7 +104,10 @@ class LocalEngine:
         return [answer for answer in answers if answer is not None]
 
     def update_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """Copy all weights into place; see :meth:`RolloutEngine.update_weights`.
+        """Replace all weights by ``tensors``, full tensors under their Hugging Face names, in any order.
+
+        Nothing is generated from a mixture: a failed update leaves the engine refusing to generate until one
+        succeeds.
 
         A tied output head may be given, left out, or given alone; when both are given they must be equal.
         """
@@ -120,29 +125,29 @@ class LocalEngine:
     def _decode(
         self, batch: list[Request], sampling: SamplingParams, progress: "_Progress"
     ) -> list[Completion]:
-        sampled = DecodeBatch(self.model, batch, sampling, self._limits).run(progress.add)
+        sampled = DecodeBatch(self.model, batch, sampling, self._vocabulary).run(progress.add)
         reasons: list[FinishReason] = ["stop" if stopped else "length" for stopped in sampled.stopped]
         return [
-            Completion(request.id, tuple(tokens), tuple(log_probs), reason, self._version)
+            Completion(
+                request.id,
+                tuple(tokens),
+                tuple(log_probs),
+                reason,
+                (VersionSpan(self._version, len(tokens)),),
+            )
             for request, tokens, log_probs, reason in zip(
                 batch, sampled.tokens, sampled.log_probs, reasons, strict=True
             )
         ]
 
     def _check(self, request: Request, sampling: SamplingParams, model: PreTrainedModel) -> None:
+        self._vocabulary.check_prompt(request)
         prompt, limit = request.prompt_tokens, model.config.max_position_embeddings
-        if not prompt:
-            raise EngineError(f"request {request.id!r} has an empty prompt; give at least one token")
         if len(prompt) + sampling.max_new_tokens > limit:
             raise EngineError(
                 f"request {request.id!r}: {len(prompt)} prompt + {sampling.max_new_tokens} new tokens "
                 f"exceed the model's {limit} positions (max_position_embeddings); shorten the prompt "
                 "or lower max_new_tokens"
-            )
-        if min(prompt) < 0 or max(prompt) >= model.config.vocab_size:
-            raise EngineError(
-                f"request {request.id!r} holds token ids {min(prompt)} to {max(prompt)}; the model knows "
-                f"0 to {model.config.vocab_size - 1} (does the tokenizer belong to the model?)"
             )
 
 
@@ -202,17 +207,6 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 f"{folder} does not fit its config.json: {kind} {sorted(map(str, report[kind]))}"
             )
     return model.eval().requires_grad_(False)
-
-
-def _limits(model: PreTrainedModel, vocab_limit: int | None, stop_tokens: Sequence[int] | None) -> Limits:
-    size = model.config.vocab_size
-    limit = size if vocab_limit is None else vocab_limit
-    if not 1 <= limit <= size:
-        raise EngineError(f"vocab_limit = {limit}; give 1 to {size}, the model's vocabulary size")
-    stops = tuple(default_stop_tokens(model) if stop_tokens is None else stop_tokens)
-    if any(not 0 <= stop < limit for stop in stops):
-        raise EngineError(f"stop tokens {stops} are not all among the {limit} token ids that can be sampled")
-    return Limits(stops, limit)
 
 
 def default_stop_tokens(model: PreTrainedModel) -> list[int]:

@@ -8,13 +8,9 @@ exists, so nothing has to be saved, and neither batch composition nor the number
 import hashlib
 import json
 
-import torch
 from torch import Tensor
 
-# splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
+from megatron_srpo.splitmix import GOLDEN_GAMMA, MASK, mix, signed, unit_interval
 
 
 def request_seed(run_seed: int, purpose: str, step: int, prompt_index: int, sample_index: int) -> int:
@@ -43,23 +39,5 @@ def uniforms(seeds_B: Tensor, position: int) -> Tensor:
         seeds_B: int64, request seeds.
         position: place of the token in its response, from 0.
     """
-    step = (position + 1) * _GOLDEN_GAMMA % (1 << 64)
-    state_B = _mix(seeds_B) + _signed(step)
-    return _shift_right(_mix(state_B), 11).double() * 2.0**-53
-
-
-def _mix(x_B: Tensor) -> Tensor:
-    """Apply the finaliser of splitmix64. int64 products wrap around in torch, as the unsigned ones do."""
-    x_B = (x_B ^ _shift_right(x_B, 30)) * _signed(_MIX_1)
-    x_B = (x_B ^ _shift_right(x_B, 27)) * _signed(_MIX_2)
-    return x_B ^ _shift_right(x_B, 31)
-
-
-def _shift_right(x_B: Tensor, bits: int) -> Tensor:
-    """Shift in zeros: torch's own ``>>`` copies the sign bit."""
-    return torch.bitwise_and(x_B >> bits, (1 << (64 - bits)) - 1)
-
-
-def _signed(constant: int) -> int:
-    """Read an unsigned 64-bit constant as the int64 of the same bits."""
-    return constant - (1 << 64) if constant >= 1 << 63 else constant
+    step = (position + 1) * GOLDEN_GAMMA & MASK
+    return unit_interval(mix(mix(seeds_B) + signed(step)))

@@ -59,6 +59,19 @@ class Request:
 
 
 @dataclass(frozen=True)
+class VersionSpan:
+    """A run of response tokens sampled by the same weights.
+
+    Attributes:
+        version: version of the weights, 0 for those that the engine loaded first.
+        tokens: length of the run.
+    """
+
+    version: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """One sampled response.
 
@@ -69,11 +82,30 @@ class Completion:
             distribution over the model's whole ``config.vocab_size``, *not* renormalised for top-p; at
             temperature 0, under the unscaled distribution. SGLang reports the same number.
         finish_reason: "stop" (end of sequence), "length" (``max_new_tokens`` reached) or "abort".
-        weight_version: version of the weights that sampled the tokens.
+        version_spans: which weights sampled which tokens, in order. More than one where the weights changed
+            while the response was being sampled.
+
+    Raises:
+        EngineError: spans that do not cover the tokens, or whose versions fall.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     finish_reason: FinishReason
-    weight_version: int
+    version_spans: tuple[VersionSpan, ...]
+
+    def __post_init__(self) -> None:
+        covered = sum(span.tokens for span in self.version_spans)
+        if not self.version_spans or covered != len(self.tokens):
+            raise EngineError(
+                f"request {self.request_id!r}: version spans cover {covered} of {len(self.tokens)} tokens"
+            )
+        versions = [span.version for span in self.version_spans]
+        if versions != sorted(versions):
+            raise EngineError(f"request {self.request_id!r}: weight versions fall: {versions}")
+
+    @property
+    def weight_version(self) -> int:
+        """Version of the oldest weights that sampled any token: what staleness is judged by."""
+        return self.version_spans[0].version

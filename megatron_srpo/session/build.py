@@ -18,7 +18,7 @@ from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.rewards.pool import RewardPool
-from megatron_srpo.session.engine import build_engine
+from megatron_srpo.session.engine import EngineLink, link_engine
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
 from megatron_srpo.session.models import build_trainer
@@ -50,8 +50,13 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         if resume:
             progress = _restore(config, trainer)
         recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
-        with RewardPool(config.reward) as rewards, recorder:
-            yield _assemble(config, arch, groups, trainer, rewards, recorder, progress)
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        with (
+            RewardPool(config.reward) as rewards,
+            recorder,
+            link_engine(config, arch, groups, trainer, tokenizer, recorder.progress.message) as link,
+        ):
+            yield _assemble(config, arch, groups, trainer, tokenizer, link, rewards, recorder, progress)
     finally:
         if joined:
             dist.destroy_process_group()
@@ -69,11 +74,12 @@ def _assemble(
     arch: Qwen3Architecture,
     groups: ProcessGroups,
     trainer: Trainer,
+    tokenizer: Any,
+    link: EngineLink,
     rewards: RewardPool,
     recorder: Recorder,
     progress: dict[str, Any],
 ) -> Run:
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
     prompts = _prompts(config, tokenizer, recorder)
     if groups.is_leader:
         rewards.start()
@@ -86,7 +92,8 @@ def _assemble(
             prompts.train, config.data.seed, config.data.shuffle, mixture_weights(config.data)
         ),
         trainer=trainer,
-        engine=build_engine(config, tokenizer),
+        sampling=link.sampling,
+        publisher=link.publisher,
         rewards=rewards,
         teacher_prompts=TeacherPrompts(tokenizer, config.data, tokenizer.all_special_tokens, config.seed),
         evaluator=Evaluator(config, prompts.eval, tokenizer, rewards, groups),

@@ -1,24 +1,205 @@
-"""The rollout engine that the config names."""
+"""The rollout engine that the config names, tied to the trainer or alone."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from megatron_srpo import platform
 from megatron_srpo.config.run import RunConfig
-from megatron_srpo.rollout.engine import RolloutEngine
+from megatron_srpo.errors import EngineError
+from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.rollout.collect import from_first_patiently
+from megatron_srpo.rollout.engine import RolloutEngine, WeightPublisher
 from megatron_srpo.rollout.local import LocalEngine
+from megatron_srpo.rollout.publisher import LocalPublisher
+from megatron_srpo.rollout.sglang.endpoint import Endpoint, on_this_host
+from megatron_srpo.rollout.sglang.engine import SamplerSettings, SGLangEngine
+from megatron_srpo.rollout.sglang.fleet import Fleet
+from megatron_srpo.rollout.sglang.publisher import SGLangPublisher
+from megatron_srpo.rollout.stop_tokens import stop_tokens
 from megatron_srpo.session.models import DTYPES
+from megatron_srpo.session.sampling import LocalSampling, Sampling, ServerSampling
+from megatron_srpo.training.trainer import Trainer
+from megatron_srpo.weights.sync import SyncSettings, WeightSync
+from megatron_srpo.weights.transports.base import Transport
+from megatron_srpo.weights.transports.collective import CollectiveTransport
+from megatron_srpo.weights.transports.disk import DiskTransport
+from megatron_srpo.weights.transports.tensor import TensorTransport
 
 
-def build_engine(config: RunConfig, tokenizer: Any) -> RolloutEngine:
-    """Start the engine with the weights of the model folder.
+@dataclass(frozen=True)
+class EngineLink:
+    """What ties a trainer to its engine: responses one way, weights the other."""
+
+    sampling: Sampling
+    publisher: WeightPublisher
+
+
+@contextmanager
+def link_engine(
+    config: RunConfig,
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    trainer: Trainer,
+    tokenizer: Any,
+    say: Callable[[str], None],
+) -> Iterator[EngineLink]:
+    """Start the engine for training; end it with the block. Collective over the job.
+
+    Args:
+        say: shows a line of progress (on rank 0).
 
     Raises:
-        EngineError: the folder cannot be served.
+        EngineError: it cannot be started or reached.
     """
+    if config.rollout.engine == "local":
+        engine = _local_engine(config, tokenizer)
+        publisher = LocalPublisher(engine, trainer.policy, arch, groups)
+        link = EngineLink(LocalSampling(engine, groups), publisher)
+    else:
+        link = _link_sglang(config, arch, groups, trainer, tokenizer, say)
+    try:
+        yield link
+    finally:
+        link.publisher.close()
+
+
+def _local_engine(config: RunConfig, tokenizer: Any) -> LocalEngine:
     return LocalEngine(
         config.model.path,
         DTYPES[config.rollout.local_dtype],
         platform.device(),
         config.rollout.local_batch_size,
         vocab_limit=len(tokenizer),
+        stop_tokens=stop_tokens(config.model.path, tokenizer),
     )
+
+
+def _link_sglang(
+    config: RunConfig,
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    trainer: Trainer,
+    tokenizer: Any,
+    say: Callable[[str], None],
+) -> EngineLink:
+    fleet = _fleet(config, say) if dist.get_rank() == 0 else None
+    with ExitStack() as on_failure:
+        if fleet is not None:
+            on_failure.callback(fleet.close)
+        endpoints, generation = _addresses(fleet)
+        engine = None
+        if groups.is_leader:
+            engine = _sglang_engine(config, arch, tokenizer, endpoints, generation, fleet)
+            on_failure.callback(engine.close)
+        transport = _transport(config, groups, endpoints)
+        servers_tp = config.rollout.sglang.tensor_parallel
+        sync = WeightSync(trainer.policy, arch, groups, transport, servers_tp, _sync_settings(config))
+        publisher = SGLangPublisher(
+            fleet,
+            engine,
+            sync,
+            groups,
+            servers=len(endpoints),
+            hang_timeout_s=config.rollout.sglang.hang_timeout_s,
+            attempts=config.rollout.sync.attempts,
+            colocated=config.rollout.placement == "colocated",
+        )
+        on_failure.pop_all()
+    return EngineLink(ServerSampling(engine, publisher, groups), publisher)
+
+
+def _fleet(config: RunConfig, say: Callable[[str], None]) -> Fleet:
+    logs = Path(config.output_dir) / "engine"
+    return Fleet(config.rollout.sglang, config.model.path, config.model.dtype, logs, on_progress=say)
+
+
+def _addresses(fleet: Fleet | None) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
+    """Start the servers on rank 0 and tell all ranks where they are, and where requests go."""
+
+    def start(started: Fleet) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]] | str:
+        try:
+            started.start()
+        except EngineError as error:
+            return str(error)
+        return started.endpoints, started.generation
+
+    found = from_first_patiently(None if fleet is None else partial(start, fleet))
+    if isinstance(found, str):
+        raise EngineError(found)
+    return found
+
+
+def _sglang_engine(
+    config: RunConfig,
+    arch: Qwen3Architecture,
+    tokenizer: Any,
+    endpoints: Sequence[Endpoint],
+    generation: Sequence[Endpoint],
+    fleet: Fleet | None,
+) -> SGLangEngine:
+    chosen = config.rollout.sglang
+    return SGLangEngine(
+        endpoints,
+        generation,
+        vocab_size=arch.vocab_size,
+        vocab_limit=min(len(tokenizer), arch.vocab_size),
+        stop_tokens=stop_tokens(config.model.path, tokenizer),
+        settings=SamplerSettings(
+            chosen.max_concurrency, chosen.request_timeout_s, chosen.straggler_timeout_s
+        ),
+        on_finished=None if fleet is None else fleet.note_progress,
+    )
+
+
+def _transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[Endpoint]) -> Transport:
+    sync, chosen = config.rollout.sync, config.rollout.sglang
+    name = sync.transport
+    if name == "auto":
+        name = "tensor" if all(on_this_host(endpoint.url) for endpoint in endpoints) else "collective"
+    if name == "disk":
+        folder = sync.folder or str(Path(config.output_dir) / "engine" / "weights")
+        return DiskTransport(groups, folder, config.model.path)
+    if name == "collective":
+        return CollectiveTransport(groups, chosen.tensor_parallel, sync.address, sync.timeout_s)
+    return TensorTransport(groups, chosen.tensor_parallel, whole=bool(chosen.quantization))
+
+
+def _sync_settings(config: RunConfig) -> SyncSettings:
+    sync, chosen = config.rollout.sync, config.rollout.sglang
+    return SyncSettings(
+        dtype=DTYPES[config.model.dtype if chosen.dtype == "auto" else chosen.dtype],
+        bucket_bytes=sync.bucket_mib << 20,
+        timeout_s=sync.timeout_s,
+        # Quantised weights are not those that were sent: their checksums say nothing.
+        verify_every=0 if chosen.quantization else sync.verify_every,
+        pause_mode="abort" if sync.in_flight == "abort" else "retract",
+    )
+
+
+@contextmanager
+def engine_alone(
+    config: RunConfig, arch: Qwen3Architecture, tokenizer: Any, say: Callable[[str], None]
+) -> Iterator[RolloutEngine]:
+    """Start the engine with the weights of the model folder, in a process without a trainer.
+
+    Raises:
+        EngineError: it cannot be started or reached.
+    """
+    if config.rollout.engine == "local":
+        local = _local_engine(config, tokenizer)
+        yield local
+        local.close()
+        return
+    with _fleet(config, say) as fleet:
+        engine = _sglang_engine(config, arch, tokenizer, fleet.endpoints, fleet.generation, fleet)
+        try:
+            yield engine
+        finally:
+            engine.close()

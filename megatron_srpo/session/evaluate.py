@@ -13,9 +13,8 @@ from megatron_srpo.evaluation.evaluate import EvaluationResult, evaluate
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.rewards.types import Score
-from megatron_srpo.rollout.collect import collect
-from megatron_srpo.rollout.engine import RolloutEngine
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams
+from megatron_srpo.session.sampling import Sampling
 from megatron_srpo.training.exchange import gather_over_replicas, on_leader
 
 Item = TypeVar("Item")
@@ -43,12 +42,12 @@ class Evaluator:
         """Say whether to evaluate after ``step`` steps."""
         return bool(self.prompts) and self.config.evaluation.is_due(step, last_step)
 
-    def evaluate(self, engine: RolloutEngine, step: int) -> dict[str, float]:
+    def evaluate(self, sampling: Sampling, step: int) -> dict[str, float]:
         """Return the metrics of an evaluation, the same on every rank; rank 0 saves all responses."""
         result = evaluate(
             self.prompts,
             self.config.evaluation,
-            generate=lambda requests, sampling: self._generate(engine, requests, sampling),
+            generate=lambda requests, params: self._generate(sampling, requests, params),
             render=lambda prompt: render_prompt(self.tokenizer, prompt.messages, self.config.data.thinking),
             decode=lambda tokens: decode_response(self.tokenizer, tokens),
             score=self._score,
@@ -66,13 +65,13 @@ class Evaluator:
             result.save(folder)
 
     def _generate(
-        self, engine: RolloutEngine, requests: Sequence[Request], sampling: SamplingParams
+        self, sampling: Sampling, requests: Sequence[Request], params: SamplingParams
     ) -> list[Completion]:
         # Whole prompt groups go to one replica, which computes their prompt once.
         return self._shared(
             requests,
             self.config.evaluation.samples_per_prompt,
-            lambda mine: collect(engine, mine, sampling, self.groups.replica),
+            lambda mine: sampling.finish(sampling.start(mine, params)),
         )
 
     def _score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score]:

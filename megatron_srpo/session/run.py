@@ -1,6 +1,7 @@
 """A run on one rank: the parts put together, and one method per line of the training step."""
 
 import shutil
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.report.samples import RolloutSample
 from megatron_srpo.rewards.pool import RewardPool
-from megatron_srpo.rollout.collect import collect
-from megatron_srpo.rollout.engine import RolloutEngine
+from megatron_srpo.rollout.engine import WeightPublisher
 from megatron_srpo.rollout.types import SamplingParams
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
@@ -35,7 +35,13 @@ from megatron_srpo.session.rollouts import (
     sampling_requests,
 )
 from megatron_srpo.session.samples import chosen_samples
-from megatron_srpo.session.step_metrics import replica_facts, rollout_metrics, update_metrics
+from megatron_srpo.session.sampling import Sampling, Ticket
+from megatron_srpo.session.step_metrics import (
+    check_agreement,
+    replica_facts,
+    rollout_metrics,
+    update_metrics,
+)
 from megatron_srpo.training.checkpoint import save_checkpoint
 from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas, on_leader
 from megatron_srpo.training.loss import TrainingSample
@@ -43,7 +49,6 @@ from megatron_srpo.training.scoring import TokenScores
 from megatron_srpo.training.teacher import Lesson, TeacherPass
 from megatron_srpo.training.trainer import Trainer, UpdateResult
 from megatron_srpo.weights.export import save_hf
-from megatron_srpo.weights.gather import hf_tensors
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,14 @@ class Lessons:
 
 
 @dataclass(frozen=True)
+class SampledAhead:
+    """A step's prompts, whose responses were asked for."""
+
+    prompts: list[PromptInPlace]
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a run is made of (``session/build.py`` makes it)."""
 
@@ -65,7 +78,8 @@ class Parts:
     tokenizer: ChatTokenizer
     sampler: PromptSampler
     trainer: Trainer
-    engine: RolloutEngine
+    sampling: Sampling
+    publisher: WeightPublisher
     rewards: RewardPool
     teacher_prompts: TeacherPrompts
     evaluator: Evaluator
@@ -87,6 +101,8 @@ class Run:
         self.row: dict[str, float] = {"step": step}
         self.samples: list[RolloutSample] = []
         self.saved_step = step
+        self.ahead: deque[SampledAhead] = deque()
+        self.sync_metrics: dict[str, float] = {}
         self.mini_batch = mini_batch_prompts(
             self.config.training, self.config.rollout.prompts_per_step, self.groups.dp_size
         )
@@ -95,23 +111,37 @@ class Run:
         """Time a phase of the step."""
         return self.recorder.phase(name)
 
-    def next_prompts(self) -> list[PromptInPlace]:
-        """Return this replica's share of the step's prompts."""
+    def prompts_of(self, step: int) -> list[PromptInPlace]:
+        """Return this replica's share of the prompts of the step after ``step`` steps."""
         size = self.config.rollout.prompts_per_step
-        prompts = self.parts.sampler.batch(self.step, size)
+        prompts = self.parts.sampler.batch(step, size)
         mine = replica_share(size, self.mini_batch, self.groups.dp_rank, self.groups.dp_size)
         return [PromptInPlace(prompts[place], place, self._render(prompts[place])) for place in mine]
 
     def _render(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(render_prompt(self.parts.tokenizer, prompt.messages, self.config.data.thinking))
 
-    def generate(self, prompts: Sequence[PromptInPlace]) -> list[Rollout]:
-        """Sample a group of responses to every prompt."""
+    def generate(self) -> list[Rollout]:
+        """Sample a group of responses to every prompt of the step.
+
+        With ``rollout.max_staleness`` = k, the next k steps' responses are asked for as well and are sampled
+        while this step trains, so that no token is older than k optimizer steps when its turn comes.
+        """
         rollout = self.config.rollout
-        requests = sampling_requests(prompts, rollout.samples_per_prompt, self.config.seed, self.step)
+        last = min(self.step + rollout.max_staleness, self.config.training.steps - 1)
+        for step in range(self.step + len(self.ahead), last + 1):
+            self.ahead.append(self._ask(step))
+        batch = self.ahead.popleft()
+        completions = self.parts.sampling.finish(batch.ticket)
+        self.parts.publisher.rest()
+        return make_rollouts(batch.prompts, rollout.samples_per_prompt, completions, self.parts.tokenizer)
+
+    def _ask(self, step: int) -> SampledAhead:
+        rollout = self.config.rollout
+        prompts = self.prompts_of(step)
+        requests = sampling_requests(prompts, rollout.samples_per_prompt, self.config.seed, step)
         sampling = SamplingParams(rollout.temperature, rollout.top_p, rollout.max_response_tokens)
-        completions = collect(self.parts.engine, requests, sampling, self.groups.replica)
-        return make_rollouts(prompts, rollout.samples_per_prompt, completions, self.parts.tokenizer)
+        return SampledAhead(prompts, self.parts.sampling.start(requests, sampling))
 
     def reward(self, rollouts: list[Rollout]) -> ScoredBatch:
         """Score the responses; the replica's leader runs the verifiers."""
@@ -173,11 +203,7 @@ class Run:
         self._publish(self.step + 1)
 
     def _publish(self, version: int) -> None:
-        tensors = hf_tensors(self.trainer.policy, self.parts.arch, self.groups)
-        if self.parts.engine.parallelism == "every_rank" or self.groups.is_leader:
-            self.parts.engine.update_weights(tensors, version)
-        for _ in tensors:  # a collective: every rank takes part to the end, whoever uses the tensors
-            pass
+        self.sync_metrics = self.parts.publisher.publish(version)
 
     def record(
         self,
@@ -188,29 +214,43 @@ class Run:
         streams: Sequence[TokenStreams],
         results: Sequence[UpdateResult | None],
     ) -> None:
-        """Count the step and collect its metrics over all replicas."""
-        self.step += 1
-        facts = gather_over_replicas(replica_facts(batch, assignment, old, lessons.evidence), self.groups)
+        """Count the step and collect its metrics over all replicas.
+
+        Raises:
+            EngineError: trainer and engine disagree by more than ``rollout.max_logprob_difference``.
+        """
+        own = replica_facts(batch, assignment, old, lessons.evidence, self.step)
+        facts = gather_over_replicas(own, self.groups)
         cap = self.config.algorithm.engine_importance_cap
-        self.row = {"step": self.step, **rollout_metrics(facts, cap), **update_metrics(results)}
+        self.step += 1
+        self.row = {
+            "step": self.step,
+            **rollout_metrics(facts, cap),
+            **update_metrics(results),
+            **self.sync_metrics,
+        }
+        check_agreement(self.row, self.config.rollout.max_logprob_difference)
         self.samples = chosen_samples(
             self.config, self.step, batch, assignment, streams, lessons.evidence, self.parts.tokenizer
         )
 
     def start(self) -> None:
-        """Measure held-out accuracy before training; a resumed run has that already."""
+        """Give the engine the policy, and measure held-out accuracy where that is not done yet.
+
+        Engines load the model folder themselves, yet the first publication proves that the way works before
+        any time is spent on sampling.
+        """
+        with self.phase("sync"):
+            self._publish(self.step)
         if self.step == 0 and self._evaluate():
-            self.recorder.write({**self.row, **self.recorder.phase_row()}, [])
-        elif self.step > 0:
-            with self.phase("sync"):
-                self._publish(self.step)
+            self.recorder.write({**self.row, **self.sync_metrics, **self.recorder.phase_row()}, [])
 
     def _evaluate(self) -> bool:
         """Evaluate if this step asks for it."""
         due = self.parts.evaluator.is_due(self.step, self.config.training.steps)
         if due:
             with self.phase("evaluate"):
-                self.row |= self.parts.evaluator.evaluate(self.parts.engine, self.step)
+                self.row |= self.parts.evaluator.evaluate(self.parts.sampling, self.step)
         return due
 
     def finish_step(self) -> None:

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_srpo.algorithms.types import Assignment, Route, TeacherEvidence
+from megatron_srpo.errors import EngineError
 from megatron_srpo.report.summary import describe
+from megatron_srpo.rollout.types import Completion
 from megatron_srpo.session.rollouts import ScoredBatch
 from megatron_srpo.training.scoring import TokenScores
 from megatron_srpo.training.trainer import UpdateResult
+
+#: First positions of the runs over which the engine's agreement is averaged.
+POSITION_BINS = np.array([0, 16, 64, 256, 1024, 4096, 16384])
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,12 @@ class ReplicaFacts:
     length: np.ndarray
     prompt_length: np.ndarray
     truncated: np.ndarray
+    aborted: np.ndarray
     teacher_entropy: np.ndarray
     teacher_gain: np.ndarray
     engine_difference: np.ndarray
+    position: np.ndarray
+    staleness: np.ndarray
 
 
 def replica_facts(
@@ -40,8 +48,13 @@ def replica_facts(
     assignment: Assignment,
     old: Sequence[TokenScores],
     evidence: Mapping[int, TeacherEvidence],
+    steps_done: int,
 ) -> ReplicaFacts:
-    """Describe this replica's rollouts."""
+    """Describe this replica's rollouts.
+
+    Args:
+        steps_done: optimizer steps before this one: the version of weights that are not stale.
+    """
     rollouts, scores = batch.rollouts, batch.scores
     return ReplicaFacts(
         source=[rollout.prompt.source for rollout in rollouts],
@@ -53,7 +66,8 @@ def replica_facts(
         information=assignment.teacher_information_N.numpy().astype(float),
         length=np.array([len(rollout.sequence.response) for rollout in rollouts]),
         prompt_length=np.array([len(rollout.sequence.prompt) for rollout in rollouts]),
-        truncated=np.array([r.completion.finish_reason == "length" for r in rollouts], dtype=float),
+        truncated=np.array([r.completion.finish_reason != "stop" for r in rollouts], dtype=float),
+        aborted=np.array([r.completion.finish_reason == "abort" for r in rollouts], dtype=float),
         teacher_entropy=_concatenate([seen.entropy_R.numpy() for seen in evidence.values()]),
         teacher_gain=_concatenate(
             [(seen.log_prob_R - old[index].log_prob_R).numpy() for index, seen in evidence.items()]
@@ -64,7 +78,15 @@ def replica_facts(
                 for score, rollout in zip(old, rollouts, strict=True)
             ]
         ),
+        position=_concatenate([np.arange(len(rollout.sequence.response)) for rollout in rollouts]),
+        staleness=_concatenate([_staleness(rollout.completion, steps_done) for rollout in rollouts]),
     )
+
+
+def _staleness(completion: Completion, steps_done: int) -> np.ndarray:
+    """Return, per token, how many steps older than the trainer's the weights were that sampled it."""
+    spans = completion.version_spans
+    return np.repeat([steps_done - span.version for span in spans], [span.tokens for span in spans])
 
 
 def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -82,8 +104,12 @@ def rollout_metrics(facts: Sequence[ReplicaFacts], importance_cap: float | None)
         **_route_metrics(merged),
         **describe("response/length", merged["length"], maximum=True),
         "response/truncated_share": float(merged["truncated"].mean()),
+        "response/aborted_share": float(merged["aborted"].mean()),
         **describe("teacher/entropy", merged["teacher_entropy"]),
         **_engine_metrics(merged["engine_difference"], importance_cap),
+        **_difference_by_position(merged["engine_difference"], merged["position"]),
+        "staleness/mean": float(merged["staleness"].mean()),
+        "staleness/max": float(merged["staleness"].max()),
         "tokens/response": float(merged["length"].sum()),
         "tokens/total": float(merged["length"].sum() + merged["prompt_length"].sum()),
     }
@@ -131,6 +157,33 @@ def _engine_metrics(difference: np.ndarray, cap: float | None) -> dict[str, floa
     return metrics
 
 
+def _difference_by_position(difference: np.ndarray, position: np.ndarray) -> dict[str, float]:
+    """Average over runs of positions that grow fourfold: an accumulating error grows along the response."""
+    bins = np.searchsorted(POSITION_BINS, position, side="right") - 1
+    return {
+        f"engine/logprob_diff_from_{POSITION_BINS[found]}": float(np.abs(difference[bins == found]).mean())
+        for found in np.unique(bins)
+    }
+
+
+def check_agreement(row: Mapping[str, float], limit: float) -> None:
+    """Refuse to go on with an engine that does not sample from the policy.
+
+    Args:
+        limit: largest mean |log-prob difference| in nats; 0 allows any.
+
+    Raises:
+        EngineError: names the difference and the limit.
+    """
+    found = row["engine/logprob_diff_mean"]
+    if limit and not found <= limit:
+        raise EngineError(
+            f"step {row['step']:.0f}: trainer and rollout engine differ by {found:.3g} nats per token on "
+            f"average, more than rollout.max_logprob_difference = {limit:g}; the engine's weights or type "
+            "are not the trainer's (compare rollout.sglang.dtype and the sync metrics), or raise the limit"
+        )
+
+
 def update_metrics(results: Sequence[UpdateResult | None]) -> dict[str, float]:
     """Summarise a step's optimizer steps: means over the tokens of all of them, and the last one's norms."""
     done = [result for result in results if result is not None]
@@ -147,6 +200,8 @@ def update_metrics(results: Sequence[UpdateResult | None]) -> dict[str, float]:
         "policy/kl_old_new": total["kl_old_new"] / routed,
         "optim/grad_norm": float(np.mean([result.optimizer.grad_norm for result in done])),
         "optim/learning_rate": done[-1].optimizer.learning_rate,
+        "memory/loss_predicted_mib": max(result.memory.predicted for result in done) / 2**20,
+        "memory/loss_measured_mib": max(result.memory.measured for result in done) / 2**20,
     }
     metrics["loss/total"] = metrics["loss/policy"] + metrics["loss/distill"]
     if policy:

@@ -18,7 +18,7 @@ GIVEN = [
     str(ROOT / "examples" / "quickstart.yaml"),
     f"model.path={ROOT / 'examples' / 'models' / 'qwen3-tiny'}",
 ]
-STEPS = 60  # of the quickstart
+STEPS = load_config(RunConfig, str(ROOT / "examples" / "quickstart.yaml")).training.steps
 
 
 class Runs:

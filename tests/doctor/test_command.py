@@ -32,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
         asked.append((ranks, output))
         return []
 
-    monkeypatch.setattr(all_checks, "check_packages", lambda: [GOOD])
+    monkeypatch.setattr(all_checks, "check_packages", lambda rollout: [GOOD])
     monkeypatch.setattr(all_checks, "check_machine", machine)
     return asked
 

@@ -104,3 +104,14 @@ def test_cuda_device_is_named() -> None:
     check = machine.check_accelerator()
     assert check.status == "ok"
     assert torch.cuda.get_device_name(0) in check.detail and "NCCL" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("cuda", "used", "status"), [(False, False, "ok"), (True, True, "ok"), (True, False, "warn")]
+)
+def test_loss_kernels(monkeypatch: pytest.MonkeyPatch, cuda: bool, used: bool, status: str) -> None:
+    """PyTorch in place of Triton is worth a warning where there is a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(machine, "kernels", lambda: (used, "as it is"))
+    check = machine.check_loss_kernels()
+    assert (check.status, check.detail) == (status, "as it is")

@@ -1,12 +1,16 @@
 """Findings about installed packages: every bad state is made and must be reported with a remedy."""
 
+import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.run import RunConfig
 from megatron_srpo.doctor import packages
 
 NOT_THERE = "a-package-that-nobody-published"
@@ -136,6 +140,35 @@ def test_optional_packages_that_are_absent_are_no_failure(installed: dict[str, s
     assert [check.name for check in checks] == ["Transformer Engine", "apex", "SGLang", "nemo-run"]
 
 
-def test_sglang_shows_its_version(installed: dict[str, str]) -> None:
-    installed["sglang"] = "0.5.23"
-    assert packages.check_sglang().detail == "0.5.23"
+@pytest.mark.parametrize(
+    ("found", "router", "status", "detail"),
+    [
+        ("0.5.23", "0.3.2", "ok", "0.5.23, router 0.3.2"),
+        ("0.5.23", None, "ok", "0.5.23, without its router: several servers are asked in turn"),
+        ("0.5.9", "0.3.2", "warn", "0.5.9; tested with 0.5.23"),
+    ],
+)
+def test_sglang(found: str, router: str | None, status: str, detail: str, installed: dict[str, str]) -> None:
+    installed["sglang"] = found
+    if router is not None:
+        installed["sglang-router"] = router
+    check = packages.check_sglang()
+    assert (check.status, check.detail) == (status, detail)
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({"engine": "sglang"}, "fail"),
+        ({"engine": "sglang", "sglang": {"urls": ["http://127.0.0.1:30000"]}}, "ok"),
+        ({"engine": "local"}, "ok"),
+    ],
+)
+def test_sglang_is_needed_by_runs_that_start_servers(
+    given: dict[str, Any], status: str, installed: dict[str, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps({"model": {"path": "m"}, "rollout": given}))
+    check = packages.check_sglang(load_config(RunConfig, str(config)).rollout)
+    assert check.status == status
+    assert ("make install-sglang" in check.remedy) == (status == "fail")

@@ -14,7 +14,7 @@ from megatron_srpo.evaluation.evaluate import EvaluationResult, evaluate, first_
 from megatron_srpo.rewards.types import Score
 from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.seeds import request_seed
-from megatron_srpo.rollout.types import Completion, FinishReason, Request, SamplingParams
+from megatron_srpo.rollout.types import Completion, FinishReason, Request, SamplingParams, VersionSpan
 from tests.rollout.models import write_model
 
 
@@ -63,7 +63,9 @@ class ScriptedEngine:
         number, sample = request.prompt_tokens[1] - 20, int(request.id.rpartition("#")[2])
         said = number if sample < self.script[number] else 99
         reason: FinishReason = "length" if sample == 3 else "stop"
-        return Completion(request.id, (said, *[0] * sample), (0.0,) * (sample + 1), reason, 1)
+        return Completion(
+            request.id, (said, *[0] * sample), (0.0,) * (sample + 1), reason, (VersionSpan(1, sample + 1),)
+        )
 
 
 def run(

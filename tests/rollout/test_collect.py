@@ -1,20 +1,22 @@
 """Sampling by a whole replica: shares, the exchange, and failures that must reach every rank."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from megatron_srpo.errors import EngineError
-from megatron_srpo.rollout.collect import collect, shares
-from megatron_srpo.rollout.engine import Parallelism, ProgressCallback, RolloutEngine
+from megatron_srpo.rollout import collect as collecting
+from megatron_srpo.rollout.collect import collect, collect_started, from_first_patiently, shares
+from megatron_srpo.rollout.engine import EngineLost, Parallelism, ProgressCallback, RolloutEngine
 from megatron_srpo.rollout.local import LocalEngine
-from megatron_srpo.rollout.types import Completion, Request, SamplingParams
-from tests.ranks import run_ranks
+from megatron_srpo.rollout.types import Completion, Request, SamplingParams, VersionSpan
+from tests.ranks import RankFailure, run_ranks
 from tests.rollout.models import make_requests
 
 PARAMS = SamplingParams(1.0, 1.0, 8)
@@ -41,10 +43,8 @@ class EchoEngine:
                 raise self.error(f"cannot answer {request.id}")
             if on_progress:
                 on_progress(done, len(requests))
-        return [Completion(r.id, (r.seed % 1000, self.label), (0.0, 0.0), "stop", 2) for r in requests]
-
-    def update_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-        raise NotImplementedError
+        spans = (VersionSpan(2, 2),)
+        return [Completion(r.id, (r.seed % 1000, self.label), (0.0, 0.0), "stop", spans) for r in requests]
 
     def close(self) -> None:
         pass
@@ -195,3 +195,76 @@ def test_shares_keep_a_prompts_samples_together() -> None:
 def test_one_large_prompt_group_is_cut() -> None:
     requests = make_requests(prompts=1, samples=10)
     assert [len(share) for share in shares(requests, 3, 50)] == [4, 4, 2]
+
+
+def slowly() -> str:
+    time.sleep(3)
+    return "at last"
+
+
+def wait_patiently(rank: int, world: int) -> str:
+    """Wait three seconds for the first rank, in a group whose collectives give up after one."""
+    collecting.STILL_AT_IT_S = 0.2
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=1))
+    return from_first_patiently(slowly if rank == 0 else None, group)
+
+
+def test_a_rank_that_says_that_it_is_still_at_it_is_waited_for() -> None:
+    assert run_ranks(2, wait_patiently) == ["at last", "at last"]
+
+
+def wait_impatiently(rank: int, world: int) -> str:
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=1))
+    box = [slowly() if rank == 0 else None]
+    dist.broadcast_object_list(box, group=group, group_src=0)
+    return str(box[0])
+
+
+def test_without_that_the_wait_would_fail() -> None:
+    """What the patience is for; it would be needless if this passed."""
+    with pytest.raises(RankFailure, match=r"(?i)timed? ?out"):
+        run_ranks(2, wait_impatiently)
+
+
+class Started:
+    """A generation that ends as it is told."""
+
+    def __init__(self, end: Callable[[], list[Completion]]) -> None:
+        self.end = end
+
+    def result(self) -> list[Completion]:
+        return self.end()
+
+    def cancel(self) -> None:
+        pass
+
+
+def started(rank: int, world: int, how: str) -> str:
+    def end() -> list[Completion]:
+        if how == "well":
+            return EchoEngine("leader").generate(requests, PARAMS)
+        raise (EngineLost if how == "lost" else EngineError)("gone")
+
+    requests = make_requests(2, 1)
+    try:
+        found = collect_started(Started(end) if rank == 0 else None, len(requests), dist.group.WORLD)
+    except EngineError as error:
+        return f"{type(error).__name__}: {error}"
+    return " ".join(completion.request_id for completion in found)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("well", "0/0 1/0"),
+        ("lost", "EngineLost: sampling failed on 1 of 1 ranks: rank 0: gone"),
+        ("badly", "EngineError: sampling failed on 1 of 1 ranks: rank 0: gone"),
+    ],
+)
+def test_all_ranks_learn_how_a_started_generation_ended(how: str, expected: str) -> None:
+    assert run_ranks(2, started, how) == [expected, expected]
+
+
+def test_a_leader_that_started_nothing_is_an_error() -> None:
+    with pytest.raises(EngineError, match="has started no generation"):
+        collect_started(None, 3)

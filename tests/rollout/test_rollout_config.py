@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from megatron_srpo.config.rollout import RolloutConfig
+from megatron_srpo.config.sync import SyncConfig
 from megatron_srpo.errors import ConfigError
 
 
@@ -39,3 +40,36 @@ def test_defaults_are_the_papers() -> None:
 def test_impossible_values_are_named(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"RolloutConfig\.{key} = {value!r}"):
         RolloutConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_staleness": 1}, r"max_staleness = 1 needs an engine beside the trainer"),
+        ({"placement": "colocated"}, r"placement = 'colocated' needs rollout.engine=sglang"),
+        ({"placement": "colocated", "engine": "sglang", "max_staleness": 1}, r"and max_staleness=0"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        RolloutConfig(**given)
+
+
+def test_what_servers_can_do_is_allowed() -> None:
+    assert RolloutConfig(engine="sglang", max_staleness=2).max_staleness == 2
+    assert RolloutConfig(engine="sglang", placement="colocated").placement == "colocated"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("transport", "pigeon"),
+        ("bucket_mib", 0),
+        ("timeout_s", 0.5),
+        ("verify_every", -1),
+        ("in_flight", "lose"),
+    ],
+)
+def test_impossible_synchronisation_is_named(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"SyncConfig\.{key} = {value!r}"):
+        SyncConfig(**{key: value})

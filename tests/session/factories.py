@@ -10,7 +10,7 @@ from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.data.chat import render_prompt
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.rewards.types import Score
-from megatron_srpo.rollout.types import Completion, FinishReason
+from megatron_srpo.rollout.types import Completion, FinishReason, VersionSpan
 from megatron_srpo.session.rollouts import Rollout, ScoredBatch
 from megatron_srpo.training.microbatches import TokenSequence
 from megatron_srpo.training.scoring import TokenScores
@@ -35,7 +35,9 @@ def make_rollout(
         group=group,
         sample=sample,
         sequence=TokenSequence(tuple(render_prompt(tokenizer, prompt.messages, False)), tokens),
-        completion=Completion(f"1/{group}/{sample}", tokens, log_probs, finish, 1),
+        completion=Completion(
+            f"1/{group}/{sample}", tokens, log_probs, finish, (VersionSpan(1, len(tokens)),)
+        ),
         text=str(tokenizer.decode(list(tokens), skip_special_tokens=True)),
     )
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_srpo.rewards.types import Score
-from megatron_srpo.rollout.types import MAX_SEED, Completion
+from megatron_srpo.rollout.types import MAX_SEED, Completion, VersionSpan
 from megatron_srpo.session.rollouts import (
     PromptInPlace,
     ScoredBatch,
@@ -93,7 +93,10 @@ class TestMakeRollouts:
     def completions(self, texts: list[str]) -> list[Completion]:
         tokenizer = byte_tokenizer()
         tokens = [(*tokenizer.encode(text), tokenizer.eos_token_id) for text in texts]
-        return [Completion(str(i), ids, (-0.5,) * len(ids), "stop", 3) for i, ids in enumerate(tokens)]
+        return [
+            Completion(str(i), ids, (-0.5,) * len(ids), "stop", (VersionSpan(3, len(ids)),))
+            for i, ids in enumerate(tokens)
+        ]
 
     def test_responses_meet_their_prompts(self) -> None:
         completions = self.completions(["a", "b", "c", "d"])

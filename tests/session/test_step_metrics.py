@@ -1,20 +1,24 @@
 """The numbers of a step, computed by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.rewards.types import Score
+from megatron_srpo.rollout.types import FinishReason, VersionSpan
 from megatron_srpo.session.rollouts import ScoredBatch
 from megatron_srpo.session.step_metrics import (
     ReplicaFacts,
+    check_agreement,
     replica_facts,
     rollout_metrics,
     update_metrics,
 )
-from megatron_srpo.training.loss import SUM_NAMES, StepScale
+from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepScale
 from megatron_srpo.training.optimizer import OptimizerStep
 from megatron_srpo.training.trainer import UpdateResult
 from tests.session.factories import (
@@ -39,10 +43,13 @@ SUMS = make_batch(
 GCD = make_batch([(1, "lm", 1.0), (1, "no", 1.0)], source="gcd")
 
 
+STEPS_DONE = 3
+
+
 def facts(batch: ScoredBatch, algorithm: str = "srpo", shift: float = 0.0, **seen: float) -> ReplicaFacts:
     assignment = make_assignment(batch, algorithm)
     evidence = evidence_for(batch, assignment, seen.get("entropy", 0.5), seen.get("gain", 0.2))
-    return replica_facts(batch, assignment, token_scores(batch, shift), evidence)
+    return replica_facts(batch, assignment, token_scores(batch, shift), evidence, STEPS_DONE)
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +151,53 @@ class TestEngine:
     def test_without_a_cap_there_is_no_share(self) -> None:
         assert "engine/importance_capped_share" not in rollout_metrics([facts(SUMS)], None)
 
+    def test_the_difference_is_averaged_over_runs_of_positions(self) -> None:
+        """A response of 20 tokens: 16 in the first run, 4 in the second; all differ by a quarter."""
+        batch = ScoredBatch([make_rollout(0, 0, "a" * 19)], [Score(1.0)])
+        got = rollout_metrics([facts(batch, shift=0.25)], None)
+        found = {name: value for name, value in got.items() if name.startswith("engine/logprob_diff_from_")}
+        assert found == pytest.approx(
+            {"engine/logprob_diff_from_0": 0.25, "engine/logprob_diff_from_16": 0.25}, rel=1e-6
+        )
 
-def test_truncated_responses() -> None:
-    rollouts = [make_rollout(0, 0, "ab"), make_rollout(0, 1, "abc", finish="length")]
-    batch = ScoredBatch(rollouts, [Score(1.0), Score(0.0)])
-    assert rollout_metrics([facts(batch)], None)["response/truncated_share"] == 0.5
+    @pytest.mark.parametrize(("limit", "passes"), [(0.0, True), (0.3, True), (0.2, False)])
+    def test_a_disagreement_above_the_limit_ends_the_run(self, limit: float, passes: bool) -> None:
+        row = {"step": 4.0, "engine/logprob_diff_mean": 0.25}
+        if passes:
+            check_agreement(row, limit)
+            return
+        with pytest.raises(EngineError, match=r"step 4: .* 0\.25 nats .*\.max_logprob_difference = 0\.2"):
+            check_agreement(row, limit)
+
+    def test_a_difference_that_is_no_number_ends_the_run(self) -> None:
+        with pytest.raises(EngineError, match="nan nats"):
+            check_agreement({"step": 1.0, "engine/logprob_diff_mean": float("nan")}, 1.0)
+
+
+class TestStaleness:
+    def test_weights_of_the_last_step_are_not_stale(self) -> None:
+        """The rollouts of the factory were sampled by version 1."""
+        batch = make_batch([(0, "a", 1.0)])
+        seen = replica_facts(batch, make_assignment(batch), token_scores(batch), {}, 1)
+        assert seen.staleness.tolist() == [0, 0]
+
+    def test_it_is_counted_by_token(self) -> None:
+        rollout = make_rollout(0, 0, "abc")
+        spans = (VersionSpan(1, 3), VersionSpan(3, 1))
+        rollout = replace(rollout, completion=replace(rollout.completion, version_spans=spans))
+        batch = ScoredBatch([rollout], [Score(1.0)])
+        got = rollout_metrics([facts(batch)], None)
+        assert (got["staleness/mean"], got["staleness/max"]) == (1.5, 2.0)
+
+
+def test_truncated_and_aborted_responses() -> None:
+    """A response that was cut off is truncated, whoever cut it."""
+    finishes: list[FinishReason] = ["stop", "length", "abort", "stop"]
+    rollouts = [make_rollout(0, sample, "ab", finish=finish) for sample, finish in enumerate(finishes)]
+    batch = ScoredBatch(rollouts, [Score(0.0)] * 4)
+    got = rollout_metrics([facts(batch)], None)
+    assert got["response/truncated_share"] == 0.5
+    assert got["response/aborted_share"] == 0.25
 
 
 def test_partial_credit_counts_by_the_threshold_but_enters_the_mean() -> None:
@@ -171,7 +220,7 @@ def test_facts_are_arrays_of_one_entry_per_rollout_or_token() -> None:
 def result(applied: bool = True, **sums: float) -> UpdateResult:
     step = OptimizerStep(grad_norm=sums.pop("grad_norm", 1.0), learning_rate=1e-3, applied=applied)
     scale = StepScale(sums.pop("denominator", 10.0), 1.0, sums.pop("largest_weight", 0.0))
-    return UpdateResult({**dict.fromkeys(SUM_NAMES, 0.0), **sums}, scale, step)
+    return UpdateResult({**dict.fromkeys(SUM_NAMES, 0.0), **sums}, scale, step, LossMemory(3 << 20, 2 << 20))
 
 
 BOTH_BRANCHES: dict[str, Any] = {
@@ -212,6 +261,8 @@ class TestUpdateMetrics:
             ("optim/grad_norm", 0.5),
             ("optim/learning_rate", 1e-3),
             ("optim/skipped_steps", 0.0),
+            ("memory/loss_predicted_mib", 3.0),
+            ("memory/loss_measured_mib", 2.0),
         ],
     )
     def test_one_optimizer_step_by_hand(self, name: str, value: float) -> None:

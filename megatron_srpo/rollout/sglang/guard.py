@@ -1,0 +1,46 @@
+"""Takes servers that are lost out of rotation while requests wait for them."""
+
+import threading
+from collections.abc import Callable, Mapping
+
+from megatron_srpo.rollout.sglang.engine import SGLangEngine
+from megatron_srpo.rollout.sglang.watch import Condition
+
+_INTERVAL_S = 1.0
+
+
+class Guard:
+    """Watches over one engine from a thread of its own.
+
+    A server that froze keeps its connections: without a guard, requests would wait for it until they time
+    out, an hour later. A server that is heard of again is put back.
+
+    Args:
+        conditions: what is known of each server, by url.
+    """
+
+    def __init__(self, engine: SGLangEngine, conditions: Callable[[], Mapping[str, Condition]]) -> None:
+        self._engine, self._conditions = engine, conditions
+        self._out: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sglang guard", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Compare what is known with what was done. Called by the thread; by tests directly."""
+        known = {server.name for server in self._engine.servers}
+        for url, condition in self._conditions().items():
+            lost = condition is not Condition.HEALTHY
+            if url in known and lost and url not in self._out:
+                self._engine.exclude(url)
+            elif url in known and not lost and url in self._out:
+                self._engine.include(url)
+            (self._out.add if lost else self._out.discard)(url)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            self.check()

@@ -1,0 +1,1 @@
+"""Ways to bring assembled buckets to an engine: through the disk, shared memory or a collective."""

@@ -1,0 +1,208 @@
+"""Publishing on several ranks: what one rank meets, all ranks hear."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from megatron_srpo.errors import EngineError
+from megatron_srpo.rollout.sglang.endpoint import Endpoint
+from megatron_srpo.rollout.sglang.watch import Condition
+from megatron_srpo.weights.sync import SyncReport
+from tests.ranks import run_ranks
+
+
+def answered(error: str | None = None, value: Any = None) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_exception(EngineError(error)) if error else future.set_result(value)
+    return future
+
+
+class Server:
+    """Notes what it is asked; refuses the steps in ``refuses``."""
+
+    def __init__(self, name: str, notes: list[str], refuses: tuple[str, ...]) -> None:
+        self.name, self.notes, self.refuses = name, notes, refuses
+        self.endpoint = Endpoint(name)
+
+    def _answer(self, step: str) -> "Future[Any]":
+        self.notes.append(step)
+        return answered(f"{self.name} refuses" if step in self.refuses else None, {})
+
+    def release_memory(self, tags: list[str]) -> "Future[Any]":
+        return self._answer(f"release {'+'.join(tags)}")
+
+    def resume_memory(self, tags: list[str]) -> "Future[Any]":
+        return self._answer(f"resume {'+'.join(tags)}")
+
+    def end_update(self) -> "Future[Any]":
+        return self._answer("end")
+
+    def info(self) -> "Future[Any]":
+        return self._answer("info")
+
+
+class Engine:
+    """Holds the servers; on the leader only."""
+
+    def __init__(self, servers: list[Server]) -> None:
+        self.servers = tuple(servers)
+        self.version = -1
+
+    def published(self, version: int) -> None:
+        self.version = version
+
+    def replace(self, url: str, endpoint: Endpoint) -> None:
+        assert url == endpoint.url
+
+    def close(self) -> None:
+        pass
+
+
+class Servers:
+    """Stands for the fleet: the servers in ``lost`` are lost once."""
+
+    def __init__(self, lost: tuple[int, ...], notes: list[str]) -> None:
+        self._lost, self.notes = lost, notes
+        self.endpoints = (Endpoint("http://127.0.0.1:9"),)
+
+    def lost(self) -> tuple[int, ...]:
+        lost, self._lost = self._lost, ()
+        return lost
+
+    def conditions(self) -> tuple[Condition, ...]:
+        return (Condition.HEALTHY,)
+
+    def restart(self, index: int, put_back: bool) -> Endpoint:
+        assert not put_back, "the router must not use it before it has the weights"
+        self.notes.append(f"restart {index}")
+        return self.endpoints[index]
+
+    def put_back(self, index: int) -> None:
+        self.notes.append(f"put back {index}")
+
+    def report(self, text: str) -> None:
+        self.notes.append("told")
+
+    def close(self) -> None:
+        pass
+
+
+class Sync:
+    """Fails as often as it is told to."""
+
+    timeout_s = 5.0
+
+    def __init__(self, failures: int, notes: list[str]) -> None:
+        self.failures, self.notes = failures, notes
+
+    def reset(self) -> None:
+        self.notes.append("reset")
+
+    def push(self, servers: Any, version: int, verify: bool, serving: bool) -> SyncReport:
+        self.notes.append(f"push {version} to {len(servers)}{' verified' if verify else ''}")
+        if self.failures:
+            self.failures -= 1
+            raise EngineError("a bucket was lost")
+        return SyncReport(version, 10, {"send": 0.5})
+
+
+def publish(
+    rank: int, world: int, failures: int, refuses: tuple[str, ...], rest: bool, lost: tuple[int, ...] = ()
+) -> tuple[str, list[str]]:
+    """Rest if asked to, then publish version 3; return the metrics' or the error's text, and the notes."""
+    return attempt(rank, failures, refuses, lost, lambda publisher: publish_after(publisher, rest))
+
+
+def publish_after(publisher: Any, rest: bool) -> dict[str, float]:
+    if rest:
+        publisher.rest()
+        publisher.rest()
+    return publisher.publish(3)
+
+
+def restore(rank: int, world: int, refuses: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Publish version 3 and restore it."""
+
+    def both(publisher: Any) -> dict[str, float]:
+        metrics = publisher.publish(3)
+        publisher.restore()
+        return metrics
+
+    return attempt(rank, 0, refuses, (), both)
+
+
+def attempt(
+    rank: int,
+    failures: int,
+    refuses: tuple[str, ...],
+    lost: tuple[int, ...],
+    action: Callable[[Any], dict[str, float]],
+) -> tuple[str, list[str]]:
+    from megatron_srpo.model.parallel import initialize_parallel
+    from megatron_srpo.rollout.sglang.publisher import SGLangPublisher
+
+    groups = initialize_parallel(2, 1)
+    notes: list[str] = []
+    engine = Engine([Server("http://127.0.0.1:9", notes, refuses)]) if rank == 0 else None
+    sync: Any = Sync(failures, notes)
+    fleet: Any = Servers(lost, notes) if rank == 0 else None
+    publisher = SGLangPublisher(
+        fleet,
+        engine,  # type: ignore[arg-type]
+        sync,
+        groups,
+        1,
+        attempts=2,
+        colocated=True,
+    )
+    try:
+        metrics = action(publisher)
+    except EngineError as error:
+        return str(error), notes
+    finally:
+        publisher.close()
+    assert engine is None or engine.version == 3
+    return f"{metrics['sync/bytes']:.0f} bytes", notes
+
+
+def test_a_failed_push_is_tried_again_and_verified() -> None:
+    (text, notes), (other, _) = run_ranks(2, publish, 1, (), False)
+    assert text == other == "10 bytes"
+    assert notes == ["push 3 to 1", "told", "info", "end", "push 3 to 1 verified"]
+
+
+def test_after_the_last_attempt_all_ranks_fail_alike() -> None:
+    (text, notes), (other, _) = run_ranks(2, publish, 2, (), False)
+    assert text == other == "a bucket was lost (attempt 2 of 2)"
+    assert [note for note in notes if note.startswith("push")] == ["push 3 to 1", "push 3 to 1 verified"]
+
+
+def test_a_lost_server_is_restarted_given_the_weights_and_put_back() -> None:
+    (text, notes), (other, _) = run_ranks(2, publish, 0, (), False, (0,))
+    assert text == other == "10 bytes"
+    assert notes == ["restart 0", "reset", "push 3 to 1 verified", "put back 0"]
+
+
+def test_restoring_verifies_what_a_restarted_server_was_given() -> None:
+    """Rank 0 finds the server silent."""
+    (text, notes), (other, _) = run_ranks(2, restore, ("info",))
+    assert text == other == "10 bytes"
+    assert notes == ["push 3 to 1", "info", "restart 0", "reset", "push 3 to 1 verified", "put back 0"]
+
+
+def test_memory_is_released_once_and_taken_again_around_the_push() -> None:
+    (text, notes), (other, _) = run_ranks(2, publish, 0, (), True)
+    assert text == other == "10 bytes"
+    assert notes == ["release kv_cache+weights", "resume weights", "push 3 to 1", "resume kv_cache"]
+
+
+@pytest.mark.parametrize("step", ["release kv_cache+weights", "resume weights", "resume kv_cache"])
+def test_a_server_that_refuses_stops_all_ranks(step: str) -> None:
+    """Rank 1 drives no server; it must not go on alone and wait for rank 0 in the next collective."""
+    (text, _), (other, _) = run_ranks(2, publish, 0, (step,), True)
+    assert text == other
+    assert text.endswith("memory: http://127.0.0.1:9 refuses") or text.endswith(
+        "again: http://127.0.0.1:9 refuses"
+    )

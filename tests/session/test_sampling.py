@@ -1,0 +1,69 @@
+"""Tickets, and what happens when servers are lost while replicas wait for their answers."""
+
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_srpo.rollout.engine import EngineLost
+from megatron_srpo.rollout.types import Completion, Request, SamplingParams, VersionSpan
+from tests.ranks import run_ranks
+
+PARAMS = SamplingParams(1.0, 1.0, 4)
+
+
+class Beside:
+    """An engine that loses its server for the first ``losses`` calls, keeping one more answer each time."""
+
+    def __init__(self, losses: int) -> None:
+        self.losses, self.calls = losses, 0
+
+    def submit(self, requests: Any, sampling: SamplingParams, on_progress: Any = None) -> "Beside":
+        self.requests = requests
+        self.calls += 1
+        return self
+
+    def result(self) -> list[Completion]:
+        if self.calls <= self.losses:
+            raise EngineLost("the server died")
+        spans = (VersionSpan(0, 1),)
+        return [Completion(request.id, (request.seed,), (0.0,), "stop", spans) for request in self.requests]
+
+
+class Restoring:
+    """A publisher that counts how often it was asked to restore."""
+
+    def __init__(self) -> None:
+        self.restored = 0
+
+    def restore(self) -> None:
+        dist.barrier()  # a collective over the job, as the real one is
+        self.restored += 1
+
+
+def sample(rank: int, world: int, losses: list[int]) -> tuple[list[int], int, int]:
+    """Two replicas of two ranks; the leader of each loses its server so often."""
+    from megatron_srpo.model.parallel import initialize_parallel
+    from megatron_srpo.session.sampling import ServerSampling
+
+    groups = initialize_parallel(2, 1)
+    engine = Beside(losses[groups.dp_rank]) if groups.is_leader else None
+    publisher = Restoring()
+    sampling: Any = ServerSampling(engine, publisher, groups)  # type: ignore[arg-type]
+    requests = [Request(f"{groups.dp_rank}/{i}", (1,), 10 * groups.dp_rank + i) for i in range(3)]
+    first = sampling.start(requests, PARAMS)
+    second = sampling.start(requests, PARAMS)
+    found = [completion.tokens[0] for completion in sampling.finish(first)]
+    assert [completion.tokens[0] for completion in sampling.finish(second)] == found
+    return found, publisher.restored, engine.calls if engine else 0
+
+
+def test_all_replicas_restore_together_until_every_one_has_its_answers() -> None:
+    """Replica 1 loses its server three times on the way; replica 0 takes part and keeps its answers."""
+    results = run_ranks(4, sample, [0, 4])
+    assert [found for found, _, _ in results] == [[0, 1, 2]] * 2 + [[10, 11, 12]] * 2
+    assert {restored for _, restored, _ in results} == {3}
+    assert [calls for _, _, calls in results] == [2, 0, 5, 0]
+
+
+def test_without_a_loss_nothing_is_restored() -> None:
+    assert {restored for _, restored, _ in run_ranks(4, sample, [0, 0])} == {0}

@@ -14,8 +14,12 @@ endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION := 2.13.0
 CONFIG ?= examples/quickstart.yaml
-RUN ?= runs/quickstart
+# local: samples in the trainer's processes. sglang: a real SGLang server beside them. Empty: as CONFIG says.
+ENGINE ?=
+RUN ?= runs/quickstart$(addprefix -,$(ENGINE))
 PYTEST_ARGS ?=
+# Processes that run tests side by side; each starts up to four ranks of its own.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -24,15 +28,16 @@ PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
 PINNED = $(if $(PINS),--constraint $(PINS))
 INPUTS := setup.py $(wildcard constraints/*.txt)
 
-.PHONY: quickstart test lint install install-sglang install-launch install-bench freeze clean help
+.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-bench freeze clean help
 .DEFAULT_GOAL := help
 
-quickstart: install ## install, then train with the main example and write its report
-	$(BIN)/megatron-srpo train --config $(CONFIG) $(if $(wildcard $(RUN)/config.yaml),--resume)
+quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, then train with the main example and write its report
+	$(BIN)/megatron-srpo train --config $(CONFIG) $(if $(wildcard $(RUN)/config.yaml),--resume) \
+	    $(addprefix rollout.engine=,$(ENGINE)) output_dir=$(RUN)
 	@echo "Report: $(RUN)/report.html"
 
-test: $(VENV)/.dev ## install, then run all tests; what cannot run here is counted by reason
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev $(VENV)/.sglang $(VENV)/.kernels ## install, then run all tests; what cannot run here is counted by reason
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -42,7 +47,8 @@ lint: $(VENV)/.dev ## ruff and mypy
 install: $(VENV)/.base ## virtual environment with the package (editable)
 install-launch: $(VENV)/.launch ## nemo-run, for launching on other machines
 install-bench: $(VENV)/.bench ## TRL and py-spy, for tools/benchmarks
-install-sglang: $(VENV)/.sglang ## the SGLang server, as it runs without a GPU
+install-sglang: $(VENV)/.sglang ## the SGLang server and its router, as they run without a GPU
+install-kernels: $(VENV)/.kernels ## Triton in a folder of its own, for the tests that interpret and compile its kernels
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found; run: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -79,8 +85,14 @@ $(VENV)/.dev $(VENV)/.launch $(VENV)/.bench: $(VENV)/.%: $(VENV)/.base
 
 # SGLang declares CUDA packages and one exact torch that a machine without a GPU cannot use; hence --no-deps.
 $(VENV)/.sglang: $(VENV)/.base
-	$(PIP) install $(PINNED) --no-deps sglang==0.5.23 compressed-tensors==0.18.0 xgrammar==0.2.7
+	$(PIP) install $(PINNED) --no-deps sglang==0.5.23 sglang-router==0.3.2 compressed-tensors==0.18.0 xgrammar==0.2.7
 	$(PIP) install $(PINNED) --editable '.[$(ACCELERATOR),sglang]'
+	@touch $@
+
+# Not in the environment itself: Megatron-Core and SGLang take an installed Triton for a sign of CUDA. Its interpreter
+# fails with NumPy 2.4 and later (a scalar made of an array of one entry), so it gets a NumPy of its own.
+$(VENV)/.kernels: $(VENV)/.python
+	$(PIP) install --no-deps --upgrade --target $(VENV)/triton triton==3.6.0 numpy==2.3.5
 	@touch $@
 
 freeze: ## print the installed versions, for a constraints file
@@ -92,4 +104,4 @@ clean: ## remove the virtual environment, build products and caches (runs/ stays
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "  Variables: PYTHON=$(PYTHON) ACCELERATOR=$(ACCELERATOR) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) PYTEST_ARGS="
+	@echo "  Variables: PYTHON=$(PYTHON) ACCELERATOR=$(ACCELERATOR) VENV=$(VENV) ENGINE=$(ENGINE) TORCH_INDEX=$(TORCH_INDEX) PYTEST_ARGS="

@@ -5,15 +5,25 @@ On a machine with CUDA this module changes nothing in torch or Megatron-Core. On
 (see :mod:`megatron_srpo.megatron_on_cpu`).
 """
 
+import ctypes
 import datetime
+import gc
 import os
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+_API_KEY = "MEGATRON_SRPO_SGLANG_API_KEY"
+#: What torchrun sets for its own processes.
+_RANK_VARIABLES = frozenset(
+    f"{place}{what}" for place in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE", "NAME")
+) | {"MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,62 @@ def prepare_megatron() -> None:
         install()
 
 
+def prepare_sglang() -> None:
+    """Make ``import sglang`` usable on this machine. To be called before that import, in each process."""
+    if not has_cuda():
+        from megatron_srpo.sglang_on_cpu import install
+
+        install()
+
+
+def sglang_plugin() -> None:
+    """Entry point of SGLang's plugin interface; does nothing but in servers that run without CUDA.
+
+    SGLang calls it in each of its processes on this machine, also in those that this package did not start.
+    """
+    sglang_on_cpu = sys.modules.get("megatron_srpo.sglang_on_cpu")
+    if sglang_on_cpu is not None and sglang_on_cpu.is_installed():
+        from megatron_srpo.sglang_on_cpu.plugin import register
+
+        register()
+
+
+def sglang_environment(api_key: str | None, tensor_parallel: int) -> dict[str, str]:
+    """Return the environment in which an SGLang server is started.
+
+    What ``torchrun`` tells the trainer is left out: SGLang would take the trainer's rank for its own.
+
+    Args:
+        api_key: handed over here because any user of the machine can read a command line.
+        tensor_parallel: ranks of the server.
+    """
+    environment = {
+        name: value
+        for name, value in child_environment().items()
+        # With torchrun's agent store, SGLang's own ranks would wait for one that nobody serves.
+        if name not in _RANK_VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
+    if api_key:
+        environment[_API_KEY] = api_key
+    if not has_cuda():
+        environment["SGLANG_USE_CPU_ENGINE"] = "1"
+        environment.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "megatron_srpo.sglang_on_cpu.models")
+        if tensor_parallel > 1:
+            environment.setdefault("SGLANG_CPU_OMP_THREADS_BIND", _cores(tensor_parallel))
+    return environment
+
+
+def take_sglang_api_key() -> str | None:
+    """Read and remove the key that :func:`sglang_environment` left for this process."""
+    return os.environ.pop(_API_KEY, None)
+
+
+def _cores(ranks: int) -> str:
+    """Name one processor core per rank, as SGLang asks for when ranks outnumber NUMA nodes: ``0|1``."""
+    available = sorted(os.sched_getaffinity(0))
+    return "|".join(str(available[rank % len(available)]) for rank in range(ranks))
+
+
 def init_distributed(timeout_s: float) -> RankEnvironment:
     """Join the default process group and return this process's place.
 
@@ -109,6 +175,49 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class MemoryMeter:
+    """Measures how far a piece of work raises this process's memory: CUDA allocations, or resident memory.
+
+    Making one begins the measurement, and forgets earlier peaks (:func:`peak_memory_bytes`). On a CPU, memory
+    that the allocator had kept from earlier work is not counted: small work may show nothing.
+
+    Args:
+        give_back: have the allocator give back first what it kept.
+        on_device: measure CUDA allocations; by default where there is CUDA.
+    """
+
+    def __init__(self, give_back: bool = False, on_device: bool | None = None) -> None:
+        self._on_device = has_cuda() if on_device is None else on_device
+        self._known = True
+        if give_back:
+            gc.collect()
+        if self._on_device:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return
+        if give_back:
+            with suppress(AttributeError, OSError):  # not the GNU C library
+                ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak becomes today's
+            self._before = _process_status("VmRSS")
+        except OSError:
+            self._known = False
+
+    def rise(self) -> int | None:
+        """Return the bytes by which the peak has exceeded the beginning; None where the system cannot say."""
+        if not self._known:
+            return None
+        peak = torch.cuda.max_memory_allocated() if self._on_device else _process_status("VmHWM")
+        return max(0, peak - self._before)
+
+
+def _process_status(field: str) -> int:
+    """Read a number of KiB from this process's status, in bytes."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split(f"{field}:")[1].split()[0]) << 10
 
 
 def console_is_terminal() -> bool:

@@ -6,10 +6,16 @@ The environment is set while this file is imported, that is before any test modu
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from megatron_srpo.rollout.sglang.endpoint import Endpoint
+    from megatron_srpo.rollout.sglang.process import HttpProcess
 
 # One OpenMP thread per process: the tests start several ranks, and spinning threads starve one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -73,3 +79,27 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real data sets in ../shared/data, absent here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def sglang_server_process() -> Iterator["HttpProcess"]:
+    """The one fp32 server that all tests share; leave it idle and with its weights unchanged."""
+    from tests.sglang_servers import start_server
+
+    with start_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sglang_endpoint(sglang_server_process: "HttpProcess") -> "Endpoint":
+    """Where the shared server listens."""
+    return sglang_server_process.endpoint
+
+
+@pytest.fixture(scope="module")
+def borrowed_endpoint(sglang_endpoint: "Endpoint") -> Iterator["Endpoint"]:
+    """The shared server, for a module whose tests change its weights; it gets them back at the end."""
+    from tests.sglang_servers import restore
+
+    yield sglang_endpoint
+    restore(sglang_endpoint)

@@ -10,6 +10,16 @@ from megatron_srpo.ops.divergence import (
     vocab_parallel_divergence,
     vocab_parallel_topk_divergence,
 )
+from megatron_srpo.ops.fused_linear import (
+    Divergence,
+    TeacherSide,
+    TokenTerms,
+    fused_linear_divergence,
+    fused_linear_log_prob,
+    fused_linear_loss,
+)
+from megatron_srpo.ops.fused_memory import fused_linear_bytes
+from megatron_srpo.ops.head import LinearHead
 from megatron_srpo.ops.log_prob import (
     LogProbs,
     check_targets,
@@ -21,9 +31,17 @@ from megatron_srpo.ops.shard import VocabShard
 from megatron_srpo.ops.topk import vocab_parallel_gather, vocab_parallel_topk
 
 __all__ = [
+    "Divergence",
+    "LinearHead",
     "LogProbs",
+    "TeacherSide",
+    "TokenTerms",
     "VocabShard",
     "check_targets",
+    "fused_linear_bytes",
+    "fused_linear_divergence",
+    "fused_linear_log_prob",
+    "fused_linear_loss",
     "sampled_token_divergence",
     "vocab_parallel_divergence",
     "vocab_parallel_entropy",

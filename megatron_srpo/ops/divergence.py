@@ -20,66 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.ops.events import divergence_events
 from megatron_srpo.ops.shard import VocabShard, log_softmax_columns, math_dtype
 from megatron_srpo.ops.topk import vocab_parallel_gather, vocab_parallel_topk
 
 _TAIL_LOG_PROB_MIN = math.log(-math.expm1(-1e-7))
 """Lower clamp of the tail's log-probability: the log of the top-k mass is held at or below -1e-7."""
-
-_LOG_RATIO_MAX = 40.0
-"""From here on expm1(x) is exp(x) to the last bit of float64, and later exp would overflow."""
-
-
-def _weighted_(log_ratio: Tensor, prob: Tensor) -> Tensor:
-    """prob * log_ratio in the place of log_ratio, with 0 * (infinite or undefined) = 0."""
-    return log_ratio.mul_(prob).masked_fill_(prob == 0, 0.0)
-
-
-def _difference(s: Tensor, t: Tensor, delta: Tensor) -> Tensor:
-    """s - t from delta = log t/s: relatively exact where s and t, each rounded, would cancel."""
-    return _weighted_(delta.abs().neg_().expm1_(), torch.where(delta > 0, t, -s))
-
-
-def _log_mixture_ratios(delta: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """(log m/s, log m/t) from delta = log t/s, exact to the last bits for small delta, never overflowing.
-
-    log m/s = log(1 - alpha + alpha exp(delta)) = log1p(alpha expm1(delta)). The smaller of alpha, 1 - alpha
-    is used (1 - alpha would round a small alpha away) by exchanging the roles of s and t. Delta may be lost.
-    """
-    if alpha > 0.5:
-        ratio_t, ratio_s = _log_mixture_ratios(delta.neg_(), 1.0 - alpha)
-        return ratio_s, ratio_t
-    bounded = delta.clamp(max=_LOG_RATIO_MAX)
-    ratio = bounded.expm1().mul_(alpha).log1p_()
-    beyond = (delta - _LOG_RATIO_MAX).clamp_(min=0.0)  # not delta - bounded, which is undefined at -inf
-    return beyond.add_(ratio), ratio.sub_(bounded)
-
-
-def _events(
-    log_s_TN: Tensor, log_t_TN: Tensor, alpha: float, *, whole: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum of the loss over these events (T,), slope_TN, student probabilities_TN); overwrites its arguments.
-
-    `whole`: over all events (of all ranks) both sides sum to exactly 1. Then the KL forms carry + q - p for
-    KL(p||q), which sums to zero and makes every term non-negative, so that an error of the normaliser enters
-    squared and a small KL keeps its digits in fp32. The clamp of the tail breaks that sum, by up to 1e-7.
-    """
-    t_TN = log_t_TN.exp()
-    delta_TN = log_t_TN.sub_(log_s_TN)
-    s_TN = log_s_TN.exp_()
-    if alpha == 0.0:
-        slope_TN = _difference(s_TN, t_TN, delta_TN) if whole else -t_TN
-        loss_TN = _weighted_(delta_TN, t_TN)
-        loss_TN = loss_TN.add_(slope_TN) if whole else loss_TN
-    elif alpha == 1.0:
-        gap_TN = _difference(s_TN, t_TN, delta_TN) if whole else None
-        kl_TN = _weighted_(delta_TN.neg_(), s_TN)
-        slope_TN, loss_TN = (kl_TN + s_TN, kl_TN) if gap_TN is None else (kl_TN, kl_TN - gap_TN)
-    else:
-        ratio_s_TN, ratio_t_TN = _log_mixture_ratios(delta_TN, alpha)
-        slope_TN = _weighted_(ratio_s_TN, s_TN).mul_(alpha - 1.0)
-        loss_TN = _weighted_(ratio_t_TN, t_TN).mul_(-alpha).add_(slope_TN)
-    return loss_TN.sum(dim=1), slope_TN, s_TN
 
 
 class _TopAndTail(torch.autograd.Function):
@@ -125,7 +71,7 @@ class _FullDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard) -> Tensor:
         log_s_TV, log_t_TV = log_softmax_columns((student_TV, teacher_TV), math_dtype(student_TV), shard)
-        loss_T, slope_TV, s_TV = _events(log_s_TV, log_t_TV, alpha, whole=True)
+        loss_T, slope_TV, s_TV = divergence_events(log_s_TV, log_t_TV, alpha, whole=True)
         sums_2T = shard.sum_(torch.stack([loss_T, slope_TV.sum(dim=1)]))
         if ctx.needs_input_grad[0]:
             grad_TV = slope_TV.sub_(s_TV.mul_(sums_2T[1][:, None]))
@@ -144,7 +90,7 @@ class _EventDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_s_TN: Tensor, log_t_TN: Tensor, alpha: float, whole: bool) -> Tensor:
-        loss_T, slope_TN, _ = _events(log_s_TN.clone(), log_t_TN.clone(), alpha, whole=whole)
+        loss_T, slope_TN, _ = divergence_events(log_s_TN.clone(), log_t_TN.clone(), alpha, whole=whole)
         ctx.save_for_backward(slope_TN)
         return loss_T
 
@@ -209,11 +155,16 @@ def sampled_token_divergence(student_log_prob_T: Tensor, teacher_log_prob_T: Ten
     return (student_log_prob_T - teacher_log_prob_T).detach() * student_log_prob_T
 
 
-def _check(student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard) -> None:
+def check_alpha(alpha: float) -> None:
+    """ConfigError unless alpha lies in [0, 1]."""
     if not 0.0 <= alpha <= 1.0:
         raise ConfigError(
             f"alpha {alpha}: 0 is KL(teacher||student), 1 is KL(student||teacher); give a number in [0, 1]"
         )
+
+
+def _check(student_TV: Tensor, teacher_TV: Tensor, alpha: float, shard: VocabShard) -> None:
+    check_alpha(alpha)
     shard.check_shapes(student_TV)
     shard.check_shapes(teacher_TV)
     if student_TV.shape != teacher_TV.shape:

@@ -3,7 +3,11 @@
 loss = sum token_weights * importance_weights * (policy_mask * policy_loss
        + distill_mask * distill_weights * ratio * divergence) / denominator   (docs/algorithms.md, section 6)
 
-Shape suffixes: R response tokens of a micro-batch, D those of them that are distilled, K teacher head width.
+Logits are never held: the loss is handed to :func:`~megatron_srpo.ops.fused_linear_loss` as a function of
+each token's log-prob, entropy and divergence, and only routed tokens are computed.
+
+Shape suffixes: R response tokens of a micro-batch, N those of them that are routed (the D distilled ones
+last), C those of a chunk, K teacher head width.
 """
 
 from collections.abc import Sequence
@@ -13,17 +17,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from megatron_srpo import platform
 from megatron_srpo.algorithms.token_losses import clipped_policy_loss, k3_divergence
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.algorithms.weights import capped_ratio
 from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig
 from megatron_srpo.ops import (
-    VocabShard,
+    Divergence,
+    LinearHead,
+    TeacherSide,
+    TokenTerms,
+    fused_linear_bytes,
+    fused_linear_loss,
     sampled_token_divergence,
-    vocab_parallel_divergence,
-    vocab_parallel_topk_divergence,
 )
-from megatron_srpo.training.heads import Head
 from megatron_srpo.training.microbatches import MicroBatch, TokenSequence
 from megatron_srpo.training.teacher import Lesson
 
@@ -73,6 +80,45 @@ class StepScale:
     largest_weight: float
 
 
+@dataclass(frozen=True)
+class RoutedTokens:
+    """What the loss needs of some routed tokens, besides their hidden states; [N] each, or of a part of them.
+
+    Attributes:
+        place_R: where in the micro-batch they stand.
+        teacher: the teacher's log-probs in mode "sampled"; 0 on tokens that are not distilled.
+        reference: the initial policy's log-probs where a KL penalty is on.
+    """
+
+    place_R: Tensor
+    streams: TokenStreams
+    old: Tensor
+    reference: Tensor | None
+    teacher: Tensor | None
+
+    def part(self, rows: slice | Tensor) -> "RoutedTokens":
+        """Select tokens."""
+        return RoutedTokens(
+            self.place_R[rows],
+            TokenStreams(*(self.streams.__dict__[field.name][rows] for field in fields(TokenStreams))),
+            self.old[rows],
+            None if self.reference is None else self.reference[rows],
+            None if self.teacher is None else self.teacher[rows],
+        )
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """Bytes that the loss takes beyond its arguments at the peak of one micro-batch."""
+
+    predicted: int
+    measured: int
+
+    def largest(self, other: "LossMemory") -> "LossMemory":
+        """Return the larger of both, number by number."""
+        return LossMemory(max(self.predicted, other.predicted), max(self.measured, other.measured))
+
+
 class StepLoss:
     """The loss of one optimizer step, called per micro-batch by the pipeline schedule."""
 
@@ -80,11 +126,12 @@ class StepLoss:
         self,
         samples: Sequence[TrainingSample],
         scale: StepScale,
-        head: Head | None,
-        teacher_head: Head | None,
+        head: LinearHead | None,
+        teacher_head: LinearHead | None,
         config: AlgorithmConfig,
     ) -> None:
         """``head`` and ``teacher_head`` exist on the last pipeline stage only, where the loss is called."""
+        self.memory = LossMemory(0, 0)
         self.samples = samples
         self.scale = scale
         self.head = head
@@ -93,27 +140,50 @@ class StepLoss:
 
     def __call__(self, hidden_RH: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return this micro-batch's part of the loss and its vector of sums (order of ``SUM_NAMES``)."""
-        head = _required(self.head)
+        tokens = self._routed(batch)
+        sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=hidden_RH.device)
+
+        def token_loss(rows: slice, terms: TokenTerms) -> Tensor:
+            loss, found = self._chunk(tokens.part(rows), terms)
+            sums.add_(torch.stack([found[name].detach().double() for name in SUM_NAMES]))
+            return loss / self.scale.denominator
+
+        meter, teacher = platform.MemoryMeter(), self._teacher(batch)
+        loss = fused_linear_loss(
+            hidden_RH.index_select(0, tokens.place_R),
+            _required(self.head),
+            token_loss,
+            target_T=batch.target_R[tokens.place_R],
+            entropy=True,
+            teacher=teacher,
+        )
+        self.memory = self.memory.largest(LossMemory(self._predict(hidden_RH, tokens), meter.rise() or 0))
+        return loss, sums
+
+    def _predict(self, hidden_RH: Tensor, tokens: "RoutedTokens") -> int:
+        """Predict what the call above takes: the loss, and the selected hidden states."""
+        count, width = len(tokens.place_R), hidden_RH.shape[1]
+        vocabulary = self.config.distillation.vocabulary
+        taught = 0 if vocabulary == "sampled" else int(tokens.streams.distill_mask.sum())
+        columns = _required(self.head).shard.local_size
+        device, top_k = hidden_RH.device.type, vocabulary == "topk"
+        loss = fused_linear_bytes(count, taught, width, columns, hidden_RH.dtype, device, top_k=top_k)
+        return loss + count * width * hidden_RH.element_size()
+
+    def _routed(self, batch: MicroBatch) -> RoutedTokens:
+        """Gather the routed tokens, the distilled ones last and in the order of the lessons."""
         streams = self._streams(batch)
+        reference_R = teacher_R = None
+        if self.config.policy.kl_coefficient > 0:
+            reference_R = batch.gather([_required(sample.reference_R) for sample in self.samples])
+        if self.config.distillation.vocabulary == "sampled":
+            teacher_R = batch.gather([_teacher_log_prob(sample) for sample in self.samples])
+        distilled_R = streams.distill_mask > 0
+        undistilled_R = (streams.policy_mask > 0) & ~distilled_R
+        place_R = torch.cat([undistilled_R.nonzero().flatten(), distilled_R.nonzero().flatten()])
         old_R = batch.gather([sample.old_R for sample in self.samples])
-        logits_RV = head.logits(hidden_RH)
-        scores = head.scores(logits_RV, batch.target_R, entropy=True)
-        assert scores.entropy_T is not None
-        policy_R, sums = self._policy(scores.log_prob_T, scores.entropy_T, old_R, streams, batch)
-        distill_R, more = self._distill(logits_RV, scores.log_prob_T, old_R, streams, batch)
-        common_R = streams.token_weights * streams.importance_weights
-        routed_R = streams.policy_mask + streams.distill_mask
-        sums |= more | {
-            "policy_loss": (common_R * policy_R).sum(),
-            "distill_loss": (common_R * distill_R).sum(),
-            "policy_tokens": streams.policy_mask.sum(),
-            "distill_tokens": streams.distill_mask.sum(),
-            "routed_tokens": routed_R.sum(),
-            "entropy": (scores.entropy_T * routed_R).sum(),
-            "kl_old_new": (k3_divergence(old_R, scores.log_prob_T) * routed_R).sum(),
-        }
-        loss = (common_R * (policy_R + distill_R)).sum() / self.scale.denominator
-        return loss, torch.stack([sums[name].detach().double() for name in SUM_NAMES])
+        everywhere = torch.arange(len(old_R), device=old_R.device)
+        return RoutedTokens(everywhere, streams, old_R, reference_R, teacher_R).part(place_R)
 
     def _streams(self, batch: MicroBatch) -> TokenStreams:
         per_sample = [sample.streams for sample in self.samples]
@@ -124,78 +194,92 @@ class StepLoss:
             }
         )
 
-    def _policy(
-        self,
-        log_prob_R: Tensor,
-        entropy_R: Tensor,
-        old_R: Tensor,
-        streams: TokenStreams,
-        batch: MicroBatch,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, mask_R = self.config.policy, streams.policy_mask
-        clipped = clipped_policy_loss(
-            log_prob_R, old_R, streams.advantages, config.clip_low, config.clip_high, config.dual_clip
-        )
-        loss_R = clipped.loss_R
-        if config.entropy_coefficient > 0:
-            loss_R = loss_R - config.entropy_coefficient * entropy_R
-        kl_reference = torch.zeros((), dtype=loss_R.dtype, device=loss_R.device)
-        if config.kl_coefficient > 0:
-            reference_R = batch.gather([_required(sample.reference_R) for sample in self.samples])
-            kl_R = k3_divergence(log_prob_R, reference_R)
-            loss_R = loss_R + config.kl_coefficient * kl_R
-            kl_reference = (kl_R * mask_R).sum()
-        sums = {
-            "clipped_low": (clipped.clipped_low_R * mask_R).sum(),
-            "clipped_high": (clipped.clipped_high_R * mask_R).sum(),
-            "dual_clipped": (clipped.dual_clipped_R * mask_R).sum(),
-            "kl_reference": kl_reference,
-        }
-        return mask_R * loss_R, sums
-
-    def _distill(
-        self,
-        logits_RV: Tensor,
-        log_prob_R: Tensor,
-        old_R: Tensor,
-        streams: TokenStreams,
-        batch: MicroBatch,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return weighted divergences on distilled tokens, 0 elsewhere."""
-        loss_R = torch.zeros_like(log_prob_R)
-        rows_D = streams.distill_mask.nonzero().flatten()
-        if rows_D.numel() == 0:
-            return loss_R, {"divergence": loss_R.sum(), "distill_weight": loss_R.sum()}
-        divergence_D = self._divergence(logits_RV[rows_D], log_prob_R[rows_D], batch)
-        ratio_D = capped_ratio(log_prob_R.detach(), old_R, self.config.distillation.importance_cap)[rows_D]
-        weight_D = streams.distill_weights[rows_D] * self.scale.distill_scale
-        loss_R = loss_R.index_add(0, rows_D, weight_D * ratio_D * divergence_D)
-        return loss_R, {"divergence": divergence_D.sum(), "distill_weight": weight_D.sum()}
-
-    def _divergence(self, logits_DV: Tensor, log_prob_D: Tensor, batch: MicroBatch) -> Tensor:
+    def _teacher(self, batch: MicroBatch) -> TeacherSide | None:
+        """Return the lessons of this micro-batch's distilled rollouts; None where logits are not compared."""
         lessons = [_required(self.samples[m].lesson) for m in batch.members if self._is_distilled(m)]
-        if self.config.distillation.vocabulary == "sampled":
-            teacher_D = torch.cat([lesson.scores.log_prob_R for lesson in lessons]).to(log_prob_D.device)
-            return sampled_token_divergence(log_prob_D, teacher_D)
-        assert self.teacher_head is not None
-        with torch.no_grad():
-            hidden_DK = torch.cat([_required(lesson.hidden_RK) for lesson in lessons])
-            teacher_DV = self.teacher_head.logits(hidden_DK)
-        return divergence(logits_DV, teacher_DV, self.config.distillation, _required(self.head).shard)
+        config = self.config.distillation
+        if not lessons or config.vocabulary == "sampled":
+            return None
+        head = _required(self.teacher_head)
+        hidden_DK = torch.cat([_required(lesson.hidden_RK) for lesson in lessons])
+        return TeacherSide(hidden_DK, head, divergence_form(config, head.shard.vocab_size))
 
     def _is_distilled(self, member: int) -> bool:
         return bool(self.samples[member].streams.distill_mask.any())
 
+    def _chunk(self, tokens: RoutedTokens, terms: TokenTerms) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the undivided loss of some tokens and their sums."""
+        log_prob_C, entropy_C = _required(terms.log_prob_T), _required(terms.entropy_T)
+        streams = tokens.streams
+        policy_C, sums = self._policy(log_prob_C, entropy_C, tokens)
+        distill_C, more = self._distill(log_prob_C, terms.divergence_T, tokens)
+        common_C = streams.token_weights * streams.importance_weights
+        sums |= more | {
+            "policy_loss": (common_C * policy_C).sum(),
+            "distill_loss": (common_C * distill_C).sum(),
+            "policy_tokens": streams.policy_mask.sum(),
+            "distill_tokens": streams.distill_mask.sum(),
+            "routed_tokens": (streams.policy_mask + streams.distill_mask).sum(),
+            "entropy": entropy_C.sum(),
+            "kl_old_new": k3_divergence(tokens.old, log_prob_C).sum(),
+        }
+        return (common_C * (policy_C + distill_C)).sum(), sums
 
-def divergence(
-    student_DV: Tensor, teacher_DV: Tensor, config: DistillationConfig, shard: VocabShard
-) -> Tensor:
-    """Return the configured divergence per token, differentiable in the student's logits."""
-    if config.vocabulary == "full":
-        return vocab_parallel_divergence(student_DV, teacher_DV, config.alpha, shard)
-    return vocab_parallel_topk_divergence(
-        student_DV, teacher_DV, config.alpha, min(config.top_k, shard.vocab_size), shard, tail=config.tail
-    )
+    def _policy(
+        self, log_prob_C: Tensor, entropy_C: Tensor, tokens: RoutedTokens
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config, mask_C = self.config.policy, tokens.streams.policy_mask
+        clipped = clipped_policy_loss(
+            log_prob_C,
+            tokens.old,
+            tokens.streams.advantages,
+            config.clip_low,
+            config.clip_high,
+            config.dual_clip,
+        )
+        loss_C = clipped.loss_R
+        if config.entropy_coefficient > 0:
+            loss_C = loss_C - config.entropy_coefficient * entropy_C
+        kl_reference = loss_C.new_zeros(())
+        if config.kl_coefficient > 0:
+            kl_C = k3_divergence(log_prob_C, _required(tokens.reference))
+            loss_C = loss_C + config.kl_coefficient * kl_C
+            kl_reference = (kl_C * mask_C).sum()
+        sums = {
+            "clipped_low": (clipped.clipped_low_R * mask_C).sum(),
+            "clipped_high": (clipped.clipped_high_R * mask_C).sum(),
+            "dual_clipped": (clipped.dual_clipped_R * mask_C).sum(),
+            "kl_reference": kl_reference,
+        }
+        return mask_C * loss_C, sums
+
+    def _distill(
+        self, log_prob_C: Tensor, divergence_C: Tensor | None, tokens: RoutedTokens
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return weighted divergences on distilled tokens, 0 elsewhere."""
+        if divergence_C is None and tokens.teacher is not None:
+            divergence_C = sampled_token_divergence(log_prob_C, tokens.teacher)
+        if divergence_C is None:
+            nothing = log_prob_C.new_zeros(())
+            return torch.zeros_like(log_prob_C), {"divergence": nothing, "distill_weight": nothing}
+        mask_C = tokens.streams.distill_mask
+        cap = self.config.distillation.importance_cap
+        ratio_C = capped_ratio(log_prob_C.detach(), tokens.old, cap)
+        weight_C = mask_C * tokens.streams.distill_weights * self.scale.distill_scale
+        sums = {"divergence": (mask_C * divergence_C).sum(), "distill_weight": weight_C.sum()}
+        return weight_C * ratio_C * divergence_C, sums
+
+
+def divergence_form(config: DistillationConfig, vocab_size: int) -> Divergence:
+    """Return the configured divergence; a top-k beyond the vocabulary is all of it, entry by entry."""
+    top_k = min(config.top_k, vocab_size) if config.vocabulary == "topk" else None
+    return Divergence(config.alpha, top_k, config.tail)
+
+
+def _teacher_log_prob(sample: TrainingSample) -> Tensor:
+    if sample.lesson is None:
+        return torch.zeros_like(sample.old_R)
+    return sample.lesson.scores.log_prob_R
 
 
 def _required(value: T | None) -> T:

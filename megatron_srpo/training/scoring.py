@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.ops import check_targets
+from megatron_srpo.ops import LinearHead, check_targets, fused_linear_log_prob
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage
-from megatron_srpo.training.heads import Head
 from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches, scatter
 
 
@@ -27,7 +26,7 @@ class TokenScores:
 
 def score(
     model: torch.nn.Module,
-    head: Head | None,
+    head: LinearHead | None,
     sequences: Sequence[TokenSequence],
     capacity: int,
     groups: ProcessGroups,
@@ -50,7 +49,7 @@ def hidden_states(model: torch.nn.Module, batches: Sequence[MicroBatch], share: 
     return schedule.forward(model, batches, lambda hidden_RH, _: hidden_RH.detach() * share)
 
 
-def head_scores(head: Head | None, hidden_RH: Tensor, batch: MicroBatch) -> Tensor:
+def head_scores(head: LinearHead | None, hidden_RH: Tensor, batch: MicroBatch) -> Tensor:
     """Return [R, 2]: log-prob and entropy of each target.
 
     Raises:
@@ -58,7 +57,7 @@ def head_scores(head: Head | None, hidden_RH: Tensor, batch: MicroBatch) -> Tens
     """
     assert head is not None, "only the last stage computes scores"
     check_targets(batch.target_R, head.shard)
-    scores = head.scores(head.logits(hidden_RH), batch.target_R)
+    scores = fused_linear_log_prob(hidden_RH, head, batch.target_R, entropy=True)
     assert scores.entropy_T is not None
     return torch.stack([scores.log_prob_T, scores.entropy_T], dim=1)
 

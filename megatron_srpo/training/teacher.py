@@ -12,8 +12,8 @@ from torch import Tensor
 from megatron_srpo.config.training import TeacherConfig
 from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.ops import VocabShard
-from megatron_srpo.training.heads import Head, blended_head
+from megatron_srpo.ops import LinearHead, VocabShard
+from megatron_srpo.training.heads import blended_head
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
 
@@ -31,7 +31,7 @@ class TeacherPass:
     """Lessons in the order of the sequences, and the head (last stage) that turns them into logits."""
 
     lessons: list[Lesson]
-    head: Head | None
+    head: LinearHead | None
 
 
 class Teacher:

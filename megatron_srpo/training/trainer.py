@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.ops import VocabShard
+from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
-from megatron_srpo.training.heads import Head, live_head
-from megatron_srpo.training.loss import SUM_NAMES, StepLoss, StepScale, TrainingSample
+from megatron_srpo.training.heads import live_head
+from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
 from megatron_srpo.training.scoring import TokenScores, score
@@ -21,11 +22,13 @@ from megatron_srpo.training.teacher import Teacher, TeacherPass
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """One optimizer step: the loss's sums over all replicas (``SUM_NAMES``), its scale, the step taken."""
+    """One optimizer step: the loss's sums over all replicas (``SUM_NAMES``), its scale, the step taken, and
+    what the loss took of memory where it took most."""
 
     sums: dict[str, float]
     scale: StepScale
     optimizer: OptimizerStep
+    memory: LossMemory
 
 
 class Trainer:
@@ -93,13 +96,19 @@ class Trainer:
             self.policy, micro_batches([sample.sequence for sample in batch], self.capacity), loss
         )
         stepped = self.optimizer.step()
-        return UpdateResult(self._total(sums), scale, stepped)
+        return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory))
 
-    def _head(self, model: torch.nn.Module) -> Head | None:
+    def _head(self, model: torch.nn.Module) -> LinearHead | None:
         return live_head(model, self.shard, self.temperature) if self.groups.is_last_stage else None
 
     def _score(self, model: torch.nn.Module, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
         return score(model, self._head(model), sequences, self.capacity, self.groups)
+
+    def _largest(self, memory: LossMemory) -> LossMemory:
+        """Give all ranks the largest of the last stages' numbers."""
+        own = torch.tensor([memory.predicted, memory.measured], dtype=torch.float32, device=platform.device())
+        shared = from_last_stage(own, (2,), self.groups).tolist()
+        return LossMemory(*(int(largest_over_replicas(value, self.groups)) for value in shared))
 
     def _total(self, sums: list[torch.Tensor]) -> dict[str, float]:
         """Add micro-batches up, give the last stage's total to all stages, and add replicas up."""

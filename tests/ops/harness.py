@@ -195,12 +195,130 @@ def dense_heads(case: Case, x: Inputs) -> Outcome:
     return {"loss_T": loss, "log_prob_T": log_prob}, {"hidden_TH": hidden, "weight_VH": weight}
 
 
+CHUNK = 2  # tokens: the cases have up to 7, so that chunks of all kinds occur
+
+
+def _weights(case: Case) -> Tensor:
+    """Per-token weights, one of them 0."""
+    weights = torch.rand(case.tokens, generator=torch.Generator().manual_seed(case.seed + 2))
+    weights[:1] = 0.0
+    return weights.to(getattr(torch, case.dtype))
+
+
+def _heads(case: Case, x: Inputs, shard: VocabShard) -> tuple[Tensor, Tensor, ops.LinearHead, ops.LinearHead]:
+    """Leaves (hidden states, head weight) and both heads; the teacher's weight is another one."""
+    hidden, weight = _leaf(x.hidden_TH), _leaf(_cut(x.weight_VH, shard, 0))
+    theirs = _cut(x.weight_VH.flip(0), shard, 0)
+    head = ops.LinearHead(weight, shard, case.temperature)
+    return hidden, weight, head, ops.LinearHead(theirs, shard, case.temperature)
+
+
+def _dense_heads(case: Case, x: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Leaves, and logits of both sides."""
+    hidden, weight = _leaf(x.hidden_TH.double()), _leaf(x.weight_VH.double())
+    teacher = x.teacher_hidden_TH.double() @ x.weight_VH.double().flip(0).t() / case.temperature
+    return hidden, weight, hidden @ weight.t() / case.temperature, teacher
+
+
+def _dense_form(student: Tensor, teacher: Tensor, case: Case, top: bool) -> Tensor:
+    if top:
+        return reference.topk_divergence(student, teacher, case.alpha, case.k, case.tail)
+    return reference.divergence(student, teacher, case.alpha)
+
+
+def _fused_divergence(case: Case, x: Inputs, shard: VocabShard, top: bool) -> Outcome:
+    hidden, weight, head, theirs = _heads(case, x, shard)
+    form = ops.Divergence(case.alpha, case.k if top else None, case.tail)
+    teacher = ops.TeacherSide(x.teacher_hidden_TH, theirs, form)
+    loss, divergence_T = ops.fused_linear_divergence(
+        hidden, head, teacher, weights_T=_weights(case), chunk=CHUNK
+    )
+    return {"loss": loss, "divergence_T": divergence_T}, {"hidden_TH": hidden, "weight_VH": weight}
+
+
+def _dense_weighted(case: Case, x: Inputs, top: bool) -> Outcome:
+    hidden, weight, student, teacher = _dense_heads(case, x)
+    divergence_T = _dense_form(student, teacher, case, top)
+    loss = (_weights(case).double() * divergence_T).sum()
+    outputs = {"loss": loss, "divergence_T": divergence_T.detach()}
+    return outputs, {"hidden_TH": hidden, "weight_VH": weight}
+
+
+def fused_divergence(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    return _fused_divergence(case, x, shard, top=False)
+
+
+def fused_topk_divergence(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    return _fused_divergence(case, x, shard, top=True)
+
+
+def dense_weighted_divergence(case: Case, x: Inputs) -> Outcome:
+    return _dense_weighted(case, x, top=False)
+
+
+def dense_weighted_topk_divergence(case: Case, x: Inputs) -> Outcome:
+    return _dense_weighted(case, x, top=True)
+
+
+def fused_log_prob(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    hidden, weight, head, _ = _heads(case, x, shard)
+    found = ops.fused_linear_log_prob(hidden, head, x.target_T, entropy=True, chunk=CHUNK)
+    return found._asdict(), {"hidden_TH": hidden, "weight_VH": weight}
+
+
+def dense_scores(case: Case, x: Inputs) -> Outcome:
+    hidden, weight, student, _ = _dense_heads(case, x)
+    outputs = {
+        "log_prob_T": reference.log_prob(student, x.target_T),
+        "entropy_T": reference.entropy(student),
+        "log_normaliser_T": student.logsumexp(dim=-1),
+    }
+    return outputs, {"hidden_TH": hidden, "weight_VH": weight}
+
+
+def _mixed_loss(log_prob: Tensor, entropy: Tensor, divergence: Tensor | None, weights: Tensor) -> Tensor:
+    """Not linear in anything, as a clipped policy loss is not; log-probs may be as low as -1e2."""
+    loss = (weights * (log_prob / 20).exp() + (1 - weights) * entropy.square()).sum()
+    return loss if divergence is None else loss + (weights * divergence.sqrt()).sum()
+
+
+def fused_loss(case: Case, x: Inputs, shard: VocabShard) -> Outcome:
+    """Everything in one: the last half of the tokens has a teacher."""
+    hidden, weight, head, theirs = _heads(case, x, shard)
+    weights, first = _weights(case), case.tokens // 2
+
+    def token_loss(rows: slice, terms: ops.TokenTerms) -> Tensor:
+        assert terms.log_prob_T is not None and terms.entropy_T is not None
+        assert (terms.divergence_T is not None) == (rows.start >= first)
+        shifted = None if terms.divergence_T is None else terms.divergence_T + 1.0
+        return _mixed_loss(terms.log_prob_T, terms.entropy_T, shifted, weights[rows])
+
+    teacher = ops.TeacherSide(x.teacher_hidden_TH[first:], theirs, ops.Divergence(case.alpha))
+    loss = ops.fused_linear_loss(
+        hidden, head, token_loss, target_T=x.target_T, entropy=True, teacher=teacher, chunk=CHUNK
+    )
+    return {"loss": loss}, {"hidden_TH": hidden, "weight_VH": weight}
+
+
+def dense_loss(case: Case, x: Inputs) -> Outcome:
+    hidden, weight, student, teacher = _dense_heads(case, x)
+    first, weights = case.tokens // 2, _weights(case).double()
+    log_prob, entropy = reference.log_prob(student, x.target_T), reference.entropy(student)
+    shifted = reference.divergence(student[first:], teacher[first:], case.alpha) + 1.0
+    loss = _mixed_loss(log_prob, entropy, None, weights) + (weights[first:] * shifted.sqrt()).sum()
+    return {"loss": loss}, {"hidden_TH": hidden, "weight_VH": weight}
+
+
 SHARDED: dict[str, Callable[[Case, Inputs, VocabShard], Outcome]] = {
     "log_prob": sharded_log_prob,
     "gather": sharded_gather,
     "divergence": sharded_divergence,
     "topk_divergence": sharded_topk_divergence,
     "heads": sharded_heads,
+    "fused_divergence": fused_divergence,
+    "fused_topk_divergence": fused_topk_divergence,
+    "fused_log_prob": fused_log_prob,
+    "fused_loss": fused_loss,
 }
 DENSE: dict[str, Callable[[Case, Inputs], Outcome]] = {
     "log_prob": dense_log_prob,
@@ -208,6 +326,10 @@ DENSE: dict[str, Callable[[Case, Inputs], Outcome]] = {
     "divergence": dense_divergence,
     "topk_divergence": dense_topk_divergence,
     "heads": dense_heads,
+    "fused_divergence": dense_weighted_divergence,
+    "fused_topk_divergence": dense_weighted_topk_divergence,
+    "fused_log_prob": dense_scores,
+    "fused_loss": dense_loss,
 }
 
 
@@ -252,20 +374,31 @@ def largest_logit(case: Case) -> float:
     return logits.abs().max().item()
 
 
+def leverage(name: str, case: Case) -> float:
+    """How far the product with the other factor spreads a rounding of the logits' gradient (at random, so in
+    the Euclidean norm): a column of the head for hidden states, a column of hidden states for the head."""
+    x = make_inputs(case)
+    factor = {"grad hidden_TH": x.weight_VH, "grad weight_VH": x.hidden_TH}.get(name)
+    if factor is None or factor.numel() == 0:
+        return 1.0
+    return max(1.0, factor.norm(dim=0).max().item() / case.temperature)
+
+
 def assert_matches(name: str, actual: np.ndarray, expected: np.ndarray, case: Case) -> None:
     """Two terms. 1e-5 of the tensor's largest entry: smaller entries are differences of such. (float64: 1e-8,
     because the reference forms a tail of 1e-7 as 1 - mass and so knows it to 1e-9 only.)
 
     And 8 roundings of the largest logit: a logit of size 30 is rounded by 30 x 6e-8 when the maximum and the
     normaliser are subtracted, so that every probability, and every gradient, carries this error relative to
-    1, however small the result (a divergence of equal distributions is 0).
+    1, however small the result (a divergence of equal distributions is 0). Behind heads, `leverage` times.
     """
     assert actual.shape == expected.shape, (name, actual.shape, expected.shape, case)
     if actual.size == 0:
         return
     relative = 1e-5 if case.dtype == "float32" else 1e-8
     rounding = float(np.finfo(case.dtype).eps) / 2
-    bound = relative * np.abs(expected).max() + 8 * rounding * max(1.0, largest_logit(case))
+    noise = 8 * rounding * max(1.0, largest_logit(case)) * leverage(name, case)
+    bound = relative * np.abs(expected).max() + noise
     error = np.abs(actual.astype(np.float64) - expected).max()
     assert error <= bound, f"{name}: error {error:.3e} > {bound:.3e} in {case}"
 

@@ -103,7 +103,7 @@ def test_the_workload_is_what_the_training_loop_takes(work: workload.Workload, t
     with open_run(chosen, resume=False) as run:
         for step, batch in enumerate(work.batches):
             run.step = step
-            assert ids(run.next_prompts()) == [prompt.id for prompt in batch]
+            assert ids(run.prompts_of(run.step)) == [prompt.id for prompt in batch]
     from megatron_srpo.model.megatron_core import parallel_state
 
     parallel_state.destroy_model_parallel()

@@ -1,6 +1,6 @@
 """Times a training step of this project against TRL's GRPOTrainer and SDPOTrainer, side by side.
 
-    python -m tools.benchmarks.bench_trl                                   # about 6 minutes on two idle cores
+    python -m tools.benchmarks.bench_trl          # about 10 minutes on two idle cores
     python -m tools.benchmarks.bench_trl --algorithms grpo --layouts 1-core --steps 8 --output /tmp/trl.json
 
 Same model, same prompts in the same order, same number of samples, same response limit, same verifiers, one

@@ -38,17 +38,10 @@ def run_lane(spec: LaneSpec, config: RunConfig) -> None:
     from megatron_srpo.session.build import open_run
 
     with open_run(config, resume=False) as run:
-        seen: list[Any] = []
-        next_prompts = run.next_prompts
-
-        def remembered() -> list[Any]:
-            seen[:] = next_prompts()
-            return list(seen)
-
-        run.next_prompts = remembered  # type: ignore[method-assign]
         gate = Gate(spec)
         gate.ready(describe(config, spec))
         for _ in range(spec.steps):
+            seen = run.prompts_of(run.step)
             gate.open()
             loop.train_step(run)
             gate.close(step_facts(run, seen))

@@ -203,12 +203,12 @@ def counting(calls: list[int]) -> variants.Builder:
     return build
 
 
-@pytest.mark.parametrize(("compiles", "passes"), [(False, 2), (True, 3)])
-def test_what_compiles_makes_one_pass_before_the_clock_starts(
-    compiles: bool, passes: int, inputs: Inputs
+@pytest.mark.parametrize(("warmed", "passes"), [(False, 2), (True, 3)])
+def test_what_is_warmed_makes_one_pass_before_the_clock_starts(
+    warmed: bool, passes: int, inputs: Inputs
 ) -> None:
     calls: list[int] = []
-    stand = measure.Stand(counting(calls), Setting("cpu"), inputs, compiles=compiles)
+    stand = measure.Stand(counting(calls), Setting("cpu"), inputs, warmed=warmed)
     first, second = stand.step(), stand.step()
     assert calls == [70] * passes
     assert measure.differences(first.outcome, second.outcome)["head"] == 0.0

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(config, arguments.resume)
     if platform.rank_environment() is not None:
         return train_here(config, arguments.resume)
-    ranks = config.parallel.tensor * config.parallel.pipeline * arguments.replicas
+    ranks = config.parallel.replica * arguments.replicas
     check_run(config, ranks)
     if ranks == 1:
         return train_here(config, arguments.resume)

@@ -30,3 +30,16 @@ class ParallelConfig(Config):
     pipeline: int = option(
         1, "Pipeline-parallel size: the layers are split into this many equal stages.", minimum=1
     )
+    context: int = option(
+        1, "Context-parallel size: every sequence is split over this many ranks, for long ones.", minimum=1
+    )
+    sequence: bool = option(
+        True,
+        "Sequence parallelism: between the split layers, tensor-parallel ranks share the tokens. Saves "
+        "activation memory; without effect where tensor is 1.",
+    )
+
+    @property
+    def replica(self) -> int:
+        """Ranks that work on the same data."""
+        return self.tensor * self.pipeline * self.context

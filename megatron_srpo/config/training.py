@@ -21,6 +21,13 @@ class OptimizerConfig(Config):
     beta2: float = option(0.999, "Adam's second-moment decay.", minimum=0, maximum=1)
     epsilon: float = option(1e-8, "Adam's epsilon.", minimum=0)
     grad_clip: float = option(1.0, "Clip the global gradient norm here; 0: off.", minimum=0)
+    distributed: bool = option(
+        True, "Share the optimizer's state between data-parallel replicas instead of repeating it in each."
+    )
+    overlap: bool = option(
+        True,
+        "Sum gradients over data-parallel replicas while the backward pass goes on, not after it.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,15 @@ class TrainingConfig(Config):
         None, "Prompts per optimizer step; null: the whole rollout batch.", minimum=1
     )
     micro_batch_tokens: int = option(
-        18432, "Most tokens packed into one micro-batch (prompt and response).", minimum=1
+        18432,
+        "Most tokens packed into one micro-batch (prompt and response), over all context-parallel ranks.",
+        minimum=1,
+    )
+    recompute: str = option(
+        "none",
+        "What is computed again in the backward pass to save memory. selective: the attention itself; full: "
+        "every layer.",
+        choices=("none", "selective", "full"),
     )
     distributed_timeout_s: float = option(
         600.0, "Seconds after which a collective operation that makes no progress fails.", minimum=1

@@ -48,6 +48,43 @@ def pack(lengths: Sequence[int], capacity: int, key: str = "training.micro_batch
     return bins
 
 
+def pack_evenly(
+    lengths: Sequence[int],
+    capacity: int,
+    key: str = "training.micro_batch_tokens",
+    linear_tokens: float = LINEAR_TOKENS,
+) -> list[list[int]]:
+    """Pack as :func:`pack` does, into as many micro-batches, but of nearly equal cost where room allows.
+
+    In a pipeline, the slowest micro-batch sets the pace. Arguments and errors are those of :func:`pack` and
+    :func:`balance`.
+    """
+    packed = pack(lengths, capacity, key)
+    even = _spread(lengths, capacity, len(packed), linear_tokens)
+
+    def dearest(bins: list[list[int]]) -> float:
+        return max(sum(sequence_cost(lengths[index], linear_tokens) for index in members) for members in bins)
+
+    return even if even and dearest(even) < dearest(packed) else packed
+
+
+def _spread(
+    lengths: Sequence[int], capacity: int, count: int, linear_tokens: float
+) -> list[list[int]] | None:
+    """Put the longest sequence left where least has been put yet; None where that runs out of room."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    free, cost = [capacity] * count, [0.0] * count
+    for index in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
+        fitting = [number for number, room in enumerate(free) if room >= lengths[index]]
+        if not fitting:
+            return None
+        place = min(fitting, key=lambda number: (cost[number], number))
+        insort(bins[place], index)
+        free[place] -= lengths[index]
+        cost[place] += sequence_cost(lengths[index], linear_tokens)
+    return bins
+
+
 def balance(lengths: Sequence[int], bins: int, linear_tokens: float = LINEAR_TOKENS) -> list[list[int]]:
     """Distribute sequences over ``bins`` ranks or micro-batches of nearly equal cost (longest first).
 

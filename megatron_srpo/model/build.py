@@ -13,12 +13,13 @@ from megatron_srpo.model.spec import transformer_block_spec
 
 
 def transformer_config(
-    arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype
+    arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype, recompute: str = "none"
 ) -> TransformerConfig:
     """Return Megatron-Core's config for this architecture and layout.
 
     Args:
         dtype: of weights, activations and what travels between pipeline stages.
+        recompute: "none", "selective" (core attention) or "full" (every layer) in the backward pass.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="full scope is deprecated")  # its own default
@@ -40,6 +41,8 @@ def transformer_config(
             attention_dropout=0.0,
             tensor_model_parallel_size=groups.tp_size,
             pipeline_model_parallel_size=groups.pp_size,
+            context_parallel_size=groups.cp_size,
+            sequence_parallel=groups.sequence,
             params_dtype=dtype,
             pipeline_dtype=dtype,
             autocast_dtype=dtype,
@@ -52,6 +55,9 @@ def transformer_config(
             embedding_init_method=torch.nn.init.zeros_,
             # The loss is a sum over tokens, divided once by the count over the whole optimizer step.
             calculate_per_token_loss=True,
+            recompute_granularity=None if recompute == "none" else recompute,
+            recompute_method="uniform" if recompute == "full" else None,
+            recompute_num_layers=1 if recompute == "full" else None,
             # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts,
             # which do not exist here; Megatron-Core checks it all the same.)
             variable_seq_lengths=groups.pp_size > 1,
@@ -74,6 +80,7 @@ def build_policy(
     groups: ProcessGroups,
     dtype: torch.dtype = torch.float32,
     vocab_multiple: int = DEFAULT_VOCAB_MULTIPLE,
+    recompute: str = "none",
 ) -> GPTModel:
     """Build this rank's part of the model, with zero matrices: fill it with ``weights.load``.
 
@@ -83,7 +90,7 @@ def build_policy(
         ConfigError: the layout cannot split this model.
     """
     check_layout(arch, groups.tp_size, groups.pp_size)
-    config = transformer_config(arch, groups, dtype)
+    config = transformer_config(arch, groups, dtype, recompute)
     model = GPTModel(
         config=config,
         transformer_layer_spec=transformer_block_spec(config),

@@ -1,11 +1,13 @@
 """Process groups of one training job."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch.distributed as dist
 
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.megatron_core import parallel_state, tensor_parallel
+from megatron_srpo.model.packing import TokenSplit
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,22 @@ class ProcessGroups:
     Attributes:
         tp: ranks that share every layer of this pipeline stage.
         pp: the stages of this replica that hold this rank's shard.
+        cp: ranks that share the tokens of every sequence, and have the same weights.
         dp: ranks with the same weights and other data.
-        replica: all ranks of one copy of the model (tp x pp); its first rank is the replica's leader.
+        dp_cp: all ranks with the same weights.
+        shards: the ranks (tp x pp) that hold one copy of the weights.
+        replica: all ranks (tp x cp x pp) that work on the same data; its first rank is the replica's leader.
+        sequence: sequence parallelism: the tensor-parallel ranks share the tokens between the split layers.
     """
 
     tp: dist.ProcessGroup
     pp: dist.ProcessGroup
+    cp: dist.ProcessGroup
     dp: dist.ProcessGroup
+    dp_cp: dist.ProcessGroup
+    shards: dist.ProcessGroup
     replica: dist.ProcessGroup
+    sequence: bool = False
 
     @property
     def tp_size(self) -> int:
@@ -39,6 +49,14 @@ class ProcessGroups:
     @property
     def pp_rank(self) -> int:
         return self.pp.rank()
+
+    @property
+    def cp_size(self) -> int:
+        return self.cp.size()
+
+    @property
+    def cp_rank(self) -> int:
+        return self.cp.rank()
 
     @property
     def dp_size(self) -> int:
@@ -63,28 +81,57 @@ class ProcessGroups:
         """Whether this rank is the first of its replica."""
         return self.replica.rank() == 0
 
+    @property
+    def split(self) -> TokenSplit:
+        """How a packed row lies on this replica's ranks."""
+        return TokenSplit(self.cp_rank, self.cp_size, self.tp_size if self.sequence else 1)
 
-def initialize_parallel(tp: int, pp: int, seed: int = 1) -> ProcessGroups:
+
+def initialize_parallel(
+    tp: int, pp: int, seed: int = 1, *, cp: int = 1, sequence: bool = False
+) -> ProcessGroups:
     """Make Megatron-Core's process groups and seed its random states. The default group must exist.
 
     Args:
-        tp, pp: tensor and pipeline parallel sizes; the rest of the world becomes data parallel.
+        tp, pp, cp: tensor, pipeline and context parallel sizes; the rest of the world becomes data parallel.
         seed: base seed of Megatron-Core's per-rank random states (dropout and recomputation use them).
+        sequence: sequence parallelism, where there is more than one tensor-parallel rank.
 
     Raises:
-        ConfigError: the world size is not a multiple of ``tp * pp``.
+        ConfigError: the world size is not a multiple of ``tp * pp * cp``.
     """
     world = dist.get_world_size()
-    if world % (tp * pp):
+    if world % (tp * pp * cp):
         raise ConfigError(
-            f"{world} ranks cannot hold replicas of tensor parallel {tp} x pipeline parallel {pp}; "
-            f"start a multiple of {tp * pp} ranks"
+            f"{world} ranks cannot hold replicas of tensor parallel {tp} x pipeline parallel {pp} x context "
+            f"parallel {cp}; start a multiple of {tp * pp * cp} ranks"
         )
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp
+    )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return ProcessGroups(
         tp=parallel_state.get_tensor_model_parallel_group(),
         pp=parallel_state.get_pipeline_model_parallel_group(),
+        cp=parallel_state.get_context_parallel_group(),
         dp=parallel_state.get_data_parallel_group(),
-        replica=parallel_state.get_model_parallel_group(),
+        dp_cp=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        shards=parallel_state.get_model_parallel_group(),
+        replica=_replica_group(),
+        sequence=sequence and tp > 1,
     )
+
+
+def _replica_group() -> dist.ProcessGroup:
+    """Join the copies of the weights that one context-parallel group works with; Megatron-Core has no such
+    group."""
+    shards = parallel_state.get_model_parallel_group()
+    if parallel_state.get_context_parallel_world_size() == 1:
+        return shards
+    own = (parallel_state.get_data_parallel_rank(), dist.get_rank())
+    everyone: list[tuple[int, int]] = [own] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    replicas = [[rank for dp, rank in everyone if dp == number] for number in range(1 + max(everyone)[0])]
+    group, _ = dist.new_subgroups_by_enumeration(replicas)
+    assert group is not None and sorted(chain(*replicas)) == list(range(len(everyone)))
+    return group

@@ -24,7 +24,7 @@ def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGro
         ConfigError: the layout cannot split the model.
         WeightError: the model folder's tensors cannot be used.
     """
-    wrapped = wrap_policy(_initial(config, arch, groups))
+    wrapped = wrap_policy(_initial(config, arch, groups), config.optimizer)
     copy = None if not uses_teacher_copy(config) else _initial(config, arch, groups).eval()
     penalised = config.algorithm.policy.kl_coefficient > 0
     return Trainer(
@@ -54,6 +54,8 @@ def optimizer_steps(config: RunConfig) -> int:
 
 
 def _initial(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> GPTModel:
-    model = build_policy(arch, groups, DTYPES[config.model.dtype], config.model.vocab_multiple)
+    model = build_policy(
+        arch, groups, DTYPES[config.model.dtype], config.model.vocab_multiple, config.training.recompute
+    )
     load_hf(model, arch, config.model.path, groups)
     return model

@@ -24,11 +24,11 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
         ModelError: the model folder is not a dense Qwen3.
     """
     arch = Qwen3Architecture.from_hf_folder(config.model.path)
-    replica = config.parallel.tensor * config.parallel.pipeline
+    replica = config.parallel.replica
     check_layout(arch, config.parallel.tensor, config.parallel.pipeline)
     if world_size % replica:
         raise ConfigError(
-            f"{world_size} ranks cannot be shared by replicas of parallel.tensor x parallel.pipeline = "
+            f"{world_size} ranks cannot be shared by replicas of parallel.tensor x pipeline x context = "
             f"{replica} ranks; start a multiple of {replica}"
         )
     if not config.data.train:

@@ -200,6 +200,8 @@ def update_metrics(results: Sequence[UpdateResult | None]) -> dict[str, float]:
         "policy/kl_old_new": total["kl_old_new"] / routed,
         "optim/grad_norm": float(np.mean([result.optimizer.grad_norm for result in done])),
         "optim/learning_rate": done[-1].optimizer.learning_rate,
+        "tokens/trained": float(sum(result.tokens for result in done)),
+        "tokens/alignment": float(sum(result.computed - result.tokens for result in done)),
         "memory/loss_predicted_mib": max(result.memory.predicted for result in done) / 2**20,
         "memory/loss_measured_mib": max(result.memory.measured for result in done) / 2**20,
     }

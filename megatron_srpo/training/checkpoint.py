@@ -21,7 +21,6 @@ from megatron_srpo.model.megatron_core import (
     ShardedObject,
     dist_checkpointing,
     make_sharded_optimizer_tensor,
-    parallel_state,
     tensor_parallel,
 )
 from megatron_srpo.model.parallel import ProcessGroups
@@ -102,7 +101,12 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
 
 def _state(trainer: Trainer, loading: bool) -> dict[str, Any]:
     """Describe the run's tensors on this rank; loading fills them in place."""
-    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    metadata = {
+        "dp_cp_group": trainer.groups.dp_cp,
+        # The one form of the distributed optimizer's state that every other layout can read.
+        "distrib_optim_sharding_type": "fully_reshardable",
+    }
+    trainer.optimizer.make_state()
     policy = unwrap(trainer.policy).sharded_state_dict(metadata=metadata)
     state: dict[str, Any] = {
         "policy": policy,
@@ -148,14 +152,14 @@ def _random_states(groups: ProcessGroups) -> ShardedObject:
         "device": torch.cuda.get_rng_state(),
         "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
-    shape = (groups.pp_size, groups.tp_size, groups.dp_size)
+    shape = (groups.pp_size, groups.tp_size, groups.dp_cp.size())
     return ShardedObject(
-        "random", states, shape, (groups.pp_rank, groups.tp_rank, groups.dp_rank), replica_id=0
+        "random", states, shape, (groups.pp_rank, groups.tp_rank, groups.dp_cp.rank()), replica_id=0
     )
 
 
 def _layout(groups: ProcessGroups) -> list[int]:
-    return [groups.tp_size, groups.pp_size, groups.dp_size]
+    return [groups.tp_size, groups.pp_size, groups.dp_size, groups.cp_size]
 
 
 def _restore_random_states(states: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_srpo import platform
 from megatron_srpo.errors import UserError
 from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.training.microbatches import MicroBatch
 
 T = TypeVar("T")
 
@@ -27,6 +28,24 @@ def from_last_stage(value: Tensor | None, shape: tuple[int, ...], groups: Proces
     return value
 
 
+def over_context(value: Tensor, batch: MicroBatch, groups: ProcessGroups) -> Tensor:
+    """Join values [R, ...] of a micro-batch's response tokens from all context-parallel ranks: [W, ...]."""
+    if batch.place_R is None:
+        return value
+    whole = value.new_zeros(sum(batch.lengths), *value.shape[1:])
+    whole[batch.place_R] = value
+    dist.all_reduce(whole, group=groups.cp)  # every token stands on one rank: the sum is the value
+    return whole
+
+
+def sum_over_tokens(value: Tensor, groups: ProcessGroups) -> Tensor:
+    """Add up a tensor over all ranks that hold other tokens: data- and context-parallel ones."""
+    value = value.to(platform.device())
+    if groups.dp_cp.size() > 1:
+        dist.all_reduce(value, group=groups.dp_cp)
+    return value
+
+
 def sum_over_replicas(value: Tensor, groups: ProcessGroups) -> Tensor:
     """Add up a tensor over data-parallel replicas."""
     value = value.to(platform.device())
@@ -36,10 +55,10 @@ def sum_over_replicas(value: Tensor, groups: ProcessGroups) -> Tensor:
 
 
 def largest_over_replicas(value: float, groups: ProcessGroups) -> float:
-    """Return the largest of a number over data-parallel replicas."""
+    """Return the largest of a number over data- and context-parallel ranks."""
     largest = torch.tensor(value, dtype=torch.float64, device=platform.device())
-    if groups.dp_size > 1:
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.dp)
+    if groups.dp_cp.size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.dp_cp)
     return largest.item()
 
 

@@ -204,12 +204,12 @@ class StepLoss:
 
     def _teacher(self, batch: MicroBatch) -> TeacherSide | None:
         """Return the lessons of this micro-batch's distilled rollouts; None where logits are not compared."""
-        lessons = [_required(self.samples[m].lesson) for m in batch.members if self._is_distilled(m)]
+        lessons = {m: _required(self.samples[m].lesson) for m in batch.members if self._is_distilled(m)}
         config = self.config.distillation
         if not lessons or config.vocabulary == "sampled":
             return None
         head = _required(self.teacher_head)
-        hidden_DK = torch.cat([_required(lesson.hidden_RK) for lesson in lessons])
+        hidden_DK = batch.gather_some({m: _required(lesson.hidden_RK) for m, lesson in lessons.items()})
         return TeacherSide(hidden_DK, head, divergence_form(config, head.shard.vocab_size))
 
     def _is_distilled(self, member: int) -> bool:

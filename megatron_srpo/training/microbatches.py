@@ -1,17 +1,19 @@
 """Prompt-response pairs packed into micro-batches, and values of their response tokens.
 
-Shape suffixes: T packed tokens of a micro-batch, R response tokens of a micro-batch or of one sequence.
+Shape suffixes: T packed tokens of a micro-batch on this rank; R response tokens of one sequence, or those of
+a micro-batch whose predictors this rank holds (all of them without context parallelism); W all of those of a
+micro-batch, on whatever rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megatron_srpo import platform
-from megatron_srpo.data.packing import pack
-from megatron_srpo.model.packing import PackedTokens, pack_tokens
+from megatron_srpo.data.packing import pack_evenly
+from megatron_srpo.model.packing import UNDIVIDED, PackedTokens, TokenSplit, pack_tokens
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class MicroBatch:
         packed: the model's input.
         predictor_R: rows of T whose hidden state predicts each response token.
         target_R: the response tokens.
-        lengths: response length of each member; their values stand one after the other in R.
+        lengths: response length of each member; their values stand one after the other in W.
+        place_R: where the response tokens of this rank stand in W; None where these are all.
     """
 
     members: tuple[int, ...]
@@ -51,42 +54,68 @@ class MicroBatch:
     predictor_R: Tensor
     target_R: Tensor
     lengths: tuple[int, ...]
+    place_R: Tensor | None = None
 
     def gather(self, values: Sequence[Tensor]) -> Tensor:
         """Concatenate the members' entries of ``values`` (one tensor per packed sequence) on the device."""
-        return torch.cat([values[member] for member in self.members]).to(platform.device())
+        whole = torch.cat([values[member] for member in self.members]).to(platform.device())
+        return whole if self.place_R is None else whole[self.place_R]
+
+    def gather_some(self, values: Mapping[int, Tensor]) -> Tensor:
+        """Concatenate the entries of those members that have one, in the order of the members.
+
+        Args:
+            values: by member, ascending; tensors on the device, one row per response token.
+        """
+        if self.place_R is None:
+            return torch.cat(list(values.values()))
+        lengths = zip(self.members, self.lengths, strict=True)
+        present_W = torch.cat([torch.full((length,), member in values) for member, length in lengths])
+        among_W = present_W.to(self.place_R.device).cumsum(0) - 1
+        own_R = self.place_R[present_W.to(self.place_R.device)[self.place_R]]
+        return torch.cat(list(values.values()))[among_W[own_R]]
 
 
-def micro_batches(sequences: Sequence[TokenSequence], capacity: int) -> list[MicroBatch]:
-    """Pack sequences into micro-batches of at most ``capacity`` input tokens.
+def micro_batches(
+    sequences: Sequence[TokenSequence], capacity: int, split: TokenSplit = UNDIVIDED
+) -> list[MicroBatch]:
+    """Pack sequences into micro-batches of at most ``capacity`` input tokens, and take this rank's part.
+
+    The micro-batches are as few as first-fit packing needs, and nearly equal in cost.
 
     Raises:
-        DataError: a sequence is longer than ``capacity``.
+        ConfigError: a sequence is longer than ``capacity``.
     """
-    lengths = [len(sequence.inputs) for sequence in sequences]
-    return [_micro_batch(sequences, members) for members in pack(lengths, capacity)]
+    unit = split.sequence_multiple
+    lengths = [-(-len(sequence.inputs) // unit) * unit for sequence in sequences]
+    return [_micro_batch(sequences, members, split) for members in pack_evenly(lengths, capacity)]
 
 
-def _micro_batch(sequences: Sequence[TokenSequence], members: Sequence[int]) -> MicroBatch:
-    rows, start = [], 0
-    for member in members:
-        sequence = sequences[member]
-        first = start + len(sequence.prompt) - 1
-        rows.append(torch.arange(first, first + len(sequence.response)))
-        start += len(sequence.inputs)
-    targets = [token for member in members for token in sequences[member].response]
-    device = platform.device()
+def _micro_batch(sequences: Sequence[TokenSequence], members: Sequence[int], split: TokenSplit) -> MicroBatch:
+    packed, device = pack_tokens([sequences[member].inputs for member in members], split), platform.device()
+    rows = []
+    for start, member in zip(packed.starts, members, strict=True):
+        first = start + len(sequences[member].prompt) - 1
+        rows.append(torch.arange(first, first + len(sequences[member].response)))
+    row_W, place_R = torch.cat(rows), None
+    target_W = torch.tensor([token for member in members for token in sequences[member].response])
+    if split.cp_size > 1:
+        here = torch.full((packed.padded,), -1)
+        here[packed.rows_T] = torch.arange(len(packed.rows_T))
+        place_R = (here[row_W] >= 0).nonzero().flatten()
+        row_W, target_W = here[row_W][place_R], target_W[place_R]
     return MicroBatch(
         members=tuple(members),
-        packed=pack_tokens([sequences[member].inputs for member in members]),
-        predictor_R=torch.cat(rows).to(device),
-        target_R=torch.tensor(targets, device=device),
+        packed=packed,
+        predictor_R=row_W.to(device),
+        target_R=target_W.to(device),
         lengths=tuple(len(sequences[member].response) for member in members),
+        place_R=None if place_R is None else place_R.to(device),
     )
 
 
 def scatter(batches: Sequence[MicroBatch], values: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Undo packing: ``values`` holds one tensor [R, ...] per micro-batch; return one per sequence."""
+    """Undo packing: ``values`` holds one tensor [W, ...] per micro-batch; return one per sequence."""
     result: list[Tensor | None] = [None] * count
     for batch, value in zip(batches, values, strict=True):
         for member, part in zip(batch.members, value.split(batch.lengths), strict=True):

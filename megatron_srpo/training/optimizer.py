@@ -20,13 +20,22 @@ from megatron_srpo.model.megatron_core import (
 )
 
 
-def wrap_policy(policy: GPTModel) -> DistributedDataParallel:
+def wrap_policy(policy: GPTModel, optimizer: OptimizerConfig) -> DistributedDataParallel:
     """Wrap the policy for gradient accumulation in fp32 and reduction over data-parallel replicas."""
     config = policy.config
     inner = Float16Module(config, policy) if config.bf16 else policy
-    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False)
+    # Weights are not gathered during the next forward pass (overlap_param_gather): the teacher and the
+    # weight synchronisation read them before there is one.
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=optimizer.distributed,
+        overlap_grad_reduce=optimizer.overlap,
+    )
     config.finalize_model_grads_func = _finalize_without_division
-    return DistributedDataParallel(config, ddp_config, inner)
+    wrapped = DistributedDataParallel(config, ddp_config, inner)
+    if optimizer.overlap:
+        config.no_sync_func = wrapped.no_sync
+    return wrapped
 
 
 def _finalize_without_division(
@@ -83,6 +92,14 @@ class PolicyOptimizer:
             return float(self.optimizer.clip_grad_norm(self.config.grad_clip))
         return float(self.optimizer.get_grad_norm())
 
+    def make_state(self) -> None:
+        """Allocate Adam's moments, as zeros, where no step has done so yet: a checkpoint describes them."""
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            part.init_state_fn(part.optimizer, part.config)
+            for state in part.optimizer.state.values():
+                if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
+                    state.setdefault("step", torch.zeros((), dtype=torch.float32))
+
     @property
     def learning_rate(self) -> float:
         """The learning rate in force."""
@@ -101,7 +118,7 @@ def _megatron_config(config: OptimizerConfig, model: DistributedDataParallel) ->
         clip_grad=config.grad_clip,
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=config.distributed,
     )
 
 

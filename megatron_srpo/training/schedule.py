@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_srpo.model.megatron_core import get_forward_backward_func
+from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.megatron_core import (
+    gather_from_sequence_parallel_region,
+    get_forward_backward_func,
+)
 from megatron_srpo.training.microbatches import MicroBatch
 
 Collect = Callable[[Tensor, MicroBatch], Tensor]
@@ -24,7 +28,7 @@ def forward(model: torch.nn.Module, batches: Sequence[MicroBatch], collect: Coll
     """Run a forward pass; return ``collect``'s results in order on the last stage, nothing elsewhere."""
 
     def finish(output: Tensor, batch: MicroBatch, **_: Any) -> Tensor:
-        return collect(_response_rows(output, batch), batch)
+        return collect(_response_rows(model, output, batch), batch)
 
     return _run(model, batches, finish, forward_only=True)
 
@@ -37,15 +41,22 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
     """
 
     def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        value, sums = loss(_response_rows(output, batch), batch)
+        value, sums = loss(_response_rows(model, output, batch), batch)
         # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
         return value, torch.ones((), dtype=torch.int, device=value.device), sums
 
     return _run(model, batches, finish, forward_only=False)
 
 
-def _response_rows(output: Tensor, batch: MicroBatch) -> Tensor:
-    return output.squeeze(0).index_select(0, batch.predictor_R)
+def _response_rows(model: torch.nn.Module, output: Tensor, batch: MicroBatch) -> Tensor:
+    """Select the hidden states of predictors, from all tensor-parallel ranks' tokens.
+
+    The loss gives every tensor-parallel rank the whole gradient, so each keeps its own tokens' (no sum).
+    """
+    rows_TH = output.squeeze(0)
+    if unwrap(model).config.sequence_parallel:
+        rows_TH = gather_from_sequence_parallel_region(rows_TH, tensor_parallel_output_grad=False)
+    return rows_TH.index_select(0, batch.predictor_R)
 
 
 def _run(

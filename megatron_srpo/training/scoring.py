@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, check_targets, fused_linear_log_prob
 from megatron_srpo.training import schedule
-from megatron_srpo.training.exchange import from_last_stage
+from megatron_srpo.training.exchange import from_last_stage, over_context
 from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches, scatter
 
 
@@ -39,7 +39,7 @@ def score(
     """
     if not sequences:
         return []
-    batches = micro_batches(sequences, capacity)
+    batches = micro_batches(sequences, capacity, groups.split)
     values = schedule.forward(model, batches, lambda hidden_RH, batch: head_scores(head, hidden_RH, batch))
     return spread_scores(batches, values, len(sequences), groups)
 
@@ -65,9 +65,10 @@ def head_scores(head: LinearHead | None, hidden_RH: Tensor, batch: MicroBatch) -
 def spread_scores(
     batches: Sequence[MicroBatch], values: Sequence[Tensor], count: int, groups: ProcessGroups
 ) -> list[TokenScores]:
-    """Give all stages the last stage's [R, 2] scores, in the order of the sequences."""
+    """Give all ranks of the replica the last stage's [R, 2] scores, in the order of the sequences."""
+    values = [over_context(value, batch, groups) for value, batch in zip(values, batches, strict=False)]
     total = sum(sum(batch.lengths) for batch in batches)
-    everything = torch.cat(list(values)).float() if values else None
+    everything = torch.cat(values).float() if values else None
     shared = from_last_stage(everything, (total, 2), groups).cpu()
     per_batch = shared.split([sum(batch.lengths) for batch in batches])
     return [TokenScores(part[:, 0], part[:, 1]) for part in scatter(batches, per_batch, count)]

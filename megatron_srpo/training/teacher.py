@@ -13,6 +13,7 @@ from megatron_srpo.config.training import TeacherConfig
 from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, VocabShard
+from megatron_srpo.training.exchange import over_context
 from megatron_srpo.training.heads import blended_head
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
@@ -78,14 +79,17 @@ class Teacher:
         if not sequences:
             return TeacherPass([], None)
         models, shares = self._blend()
-        batches = micro_batches(sequences, capacity)
+        batches = micro_batches(sequences, capacity, groups.split)
         parts = [hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)]
         hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
         head = blended_head(models, shard, temperature) if groups.is_last_stage else None
         with torch.no_grad():
             values = [head_scores(head, rows, batch) for rows, batch in zip(hidden, batches, strict=False)]
         scores = spread_scores(batches, values, len(sequences), groups)
-        kept = scatter(batches, hidden, len(sequences)) if groups.is_last_stage else [None] * len(scores)
+        kept: list[Tensor | None] = [None] * len(scores)
+        if groups.is_last_stage:
+            whole = [over_context(rows, batch, groups) for rows, batch in zip(hidden, batches, strict=True)]
+            kept = [*scatter(batches, whole, len(sequences))]
         return TeacherPass([Lesson(*pair) for pair in zip(scores, kept, strict=True)], head)
 
     def _blend(self) -> tuple[list[torch.nn.Module], list[float]]:

@@ -11,10 +11,15 @@ from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.training import schedule
-from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
+from megatron_srpo.training.exchange import (
+    from_last_stage,
+    largest_over_replicas,
+    sum_over_replicas,
+    sum_over_tokens,
+)
 from megatron_srpo.training.heads import live_head, trained_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
-from megatron_srpo.training.microbatches import TokenSequence, micro_batches
+from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
 from megatron_srpo.training.scoring import TokenScores, score
 from megatron_srpo.training.teacher import Teacher, TeacherPass
@@ -23,12 +28,19 @@ from megatron_srpo.training.teacher import Teacher, TeacherPass
 @dataclass(frozen=True)
 class UpdateResult:
     """One optimizer step: the loss's sums over all replicas (``SUM_NAMES``), its scale, the step taken, and
-    what the loss took of memory where it took most."""
+    what the loss took of memory where it took most.
+
+    Attributes:
+        tokens: of all trained sequences; ``computed`` counts those that the model really read, which are more
+            by what context and sequence parallelism need to cut them evenly.
+    """
 
     sums: dict[str, float]
     scale: StepScale
     optimizer: OptimizerStep
     memory: LossMemory
+    tokens: int
+    computed: int
 
 
 class Trainer:
@@ -92,11 +104,11 @@ class Trainer:
         batch = _routed(samples)
         self.optimizer.zero_grad()
         loss = StepLoss(batch, scale, self._head(self.policy, trained_head), taught.head, self.config)
-        sums = schedule.forward_backward(
-            self.policy, micro_batches([sample.sequence for sample in batch], self.capacity), loss
-        )
+        packed = micro_batches([s.sequence for s in batch], self.capacity, self.groups.split)
+        sums = schedule.forward_backward(self.policy, packed, loss)
         stepped = self.optimizer.step()
-        return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory))
+        tokens, computed = self._count(packed)
+        return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory), tokens, computed)
 
     def _head(self, model: torch.nn.Module, kind: Callable[..., LinearHead]) -> LinearHead | None:
         return kind(model, self.shard, self.temperature) if self.groups.is_last_stage else None
@@ -110,10 +122,19 @@ class Trainer:
         shared = from_last_stage(own, (2,), self.groups).tolist()
         return LossMemory(*(int(largest_over_replicas(value, self.groups)) for value in shared))
 
+    def _count(self, packed: Sequence[MicroBatch]) -> tuple[int, int]:
+        """Count the tokens of all replicas' micro-batches, without and with alignment."""
+        own = [
+            sum(sum(batch.packed.lengths) for batch in packed),
+            sum(batch.packed.padded for batch in packed),
+        ]
+        real, computed = sum_over_replicas(torch.tensor(own, dtype=torch.float64), self.groups).tolist()
+        return int(real), int(computed)
+
     def _total(self, sums: list[torch.Tensor]) -> dict[str, float]:
-        """Add micro-batches up, give the last stage's total to all stages, and add replicas up."""
+        """Add micro-batches up, give the last stage's total to all stages, and add all tokens' ranks up."""
         total = torch.stack(sums).sum(0).float() if sums else None
-        total = sum_over_replicas(from_last_stage(total, (len(SUM_NAMES),), self.groups), self.groups)
+        total = sum_over_tokens(from_last_stage(total, (len(SUM_NAMES),), self.groups), self.groups)
         return dict(zip(SUM_NAMES, total.tolist(), strict=True))
 
 

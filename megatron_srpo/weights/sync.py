@@ -270,7 +270,7 @@ class WeightSync:
             self._together(on_the_way)
 
     def _assembly(self, plan: Plan, memory: BucketMemory) -> Assembly:
-        return Assembly(plan, self._parameters, self._groups.replica, memory, self._settings.timeout_s)
+        return Assembly(plan, self._parameters, self._groups.shards, memory, self._settings.timeout_s)
 
     def _verify(self, servers: Sequence[ControlledServer]) -> None:
         """Compare what the servers hold with what the trainer's own shards say they should hold.
@@ -292,8 +292,8 @@ class WeightSync:
             self._together(partial(assembly.post, number))
             for item in self._together(partial(assembly.finish, number)):
                 mine += [(item.bucket.lane, name, engine_checksum(tensor)) for name, tensor in item.tensors()]
-        gathered: list[list[tuple[int, str, str]]] = [[] for _ in range(self._groups.replica.size())]
-        dist.all_gather_object(gathered, mine, group=self._groups.replica)
+        gathered: list[list[tuple[int, str, str]]] = [[] for _ in range(self._groups.shards.size())]
+        dist.all_gather_object(gathered, mine, group=self._groups.shards)
         expected: list[dict[str, str]] = [{} for _ in range(self._engine_tp)]
         for lane, name, checksum in (entry for part in gathered for entry in part):
             expected[lane][name] = checksum
@@ -327,7 +327,7 @@ class WeightSync:
 
     def _together(self, action: Callable[[], T]) -> T:
         """Do something on every rank of the replica; all fail when one does."""
-        return together(action, self._groups.replica)
+        return together(action, self._groups.shards)
 
 
 def _nothing() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_srpo.data.packing import balance, pack, sequence_cost
+from megatron_srpo.data.packing import balance, pack, pack_evenly, sequence_cost
 from megatron_srpo.errors import ConfigError, DataError
 
 LENGTHS = st.lists(st.integers(1, 100), max_size=60)
@@ -36,6 +36,25 @@ def test_pack_by_hand() -> None:
     assert pack([5, 4, 3, 2, 6], 10) == [[1, 4], [0, 2, 3]]
     assert pack([], 10) == []
     assert pack([10], 10) == [[0]]
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40), capacity=st.integers(300, 1200))
+def test_even_packing_needs_no_more_micro_batches(lengths: list[int], capacity: int) -> None:
+    even, packed = pack_evenly(lengths, capacity), pack(lengths, capacity)
+    assert len(even) == len(packed)
+    assert sorted(index for members in even for index in members) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in members) <= capacity for members in even)
+    assert all(even)
+
+    def dearest(bins: list[list[int]]) -> float:
+        return max(sum(sequence_cost(lengths[index]) for index in members) for members in bins)
+
+    assert dearest(even) <= dearest(packed)
+
+
+def test_even_packing_by_hand() -> None:
+    assert pack([60, 50, 10, 10], 100) == [[0, 2, 3], [1]]
+    assert pack_evenly([60, 50, 10, 10], 100) == [[0], [1, 2, 3]]
 
 
 def test_pack_refuses_what_cannot_fit() -> None:

@@ -97,8 +97,6 @@ def test_bfloat16_stays_bfloat16():
 
 def test_what_it_cannot_do_is_asserted():
     inputs = _random([2], 1, 1, 8)
-    with pytest.raises(AssertionError, match="context parallelism"):
-        CausalAttention(SimpleNamespace(context_parallel_size=2, attention_dropout=0.0), 1, None, "self")
     with pytest.raises(AssertionError, match="attention dropout"):
         CausalAttention(SimpleNamespace(context_parallel_size=1, attention_dropout=0.1), 1, None, "self")
     with pytest.raises(AssertionError, match="only the causal mask"):

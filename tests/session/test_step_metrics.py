@@ -220,7 +220,9 @@ def test_facts_are_arrays_of_one_entry_per_rollout_or_token() -> None:
 def result(applied: bool = True, **sums: float) -> UpdateResult:
     step = OptimizerStep(grad_norm=sums.pop("grad_norm", 1.0), learning_rate=1e-3, applied=applied)
     scale = StepScale(sums.pop("denominator", 10.0), 1.0, sums.pop("largest_weight", 0.0))
-    return UpdateResult({**dict.fromkeys(SUM_NAMES, 0.0), **sums}, scale, step, LossMemory(3 << 20, 2 << 20))
+    return UpdateResult(
+        {**dict.fromkeys(SUM_NAMES, 0.0), **sums}, scale, step, LossMemory(3 << 20, 2 << 20), 90, 96
+    )
 
 
 BOTH_BRANCHES: dict[str, Any] = {
@@ -261,6 +263,8 @@ class TestUpdateMetrics:
             ("optim/grad_norm", 0.5),
             ("optim/learning_rate", 1e-3),
             ("optim/skipped_steps", 0.0),
+            ("tokens/trained", 90.0),
+            ("tokens/alignment", 6.0),
             ("memory/loss_predicted_mib", 3.0),
             ("memory/loss_measured_mib", 2.0),
         ],

@@ -1,7 +1,7 @@
 """One training step on a fixed batch of made-up rollouts, in any layout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,14 @@ class Layout:
     pp: int = 1
     capacity: int = 4096
     order: tuple[int, ...] = ()
+    cp: int = 1
+    sequence: bool = False
+    recompute: str = "none"
+    distributed: bool = False
+    overlap: bool = False
+
+    def initialize(self) -> ProcessGroups:
+        return initialize_parallel(self.tp, self.pp, cp=self.cp, sequence=self.sequence)
 
 
 @dataclass(frozen=True)
@@ -82,20 +90,23 @@ def make_trainer(
     capacity: int = 4096,
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    layout: Layout | None = None,
 ) -> Trainer:
     """Build a trainer from a Hugging Face folder."""
+    layout = layout or Layout()
     teacher = teacher or TeacherConfig()
     arch = Qwen3Architecture.from_hf_folder(folder)
 
     def load() -> torch.nn.Module:
-        model = build_policy(arch, groups, dtype, VOCAB_MULTIPLE)
+        model = build_policy(arch, groups, dtype, VOCAB_MULTIPLE, layout.recompute)
         load_hf(model, arch, folder, groups)
         return model
 
-    policy = wrap_policy(load())
     # Adam's first step divides a gradient by itself: with its usual epsilon of 1e-8 the rounding of a
     # gradient that is nearly 0 decides the sign of a whole step. 1e-6 is far below the gradients' 1e-3.
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3, warmup_steps=0, epsilon=1e-6)
+    optimizer = replace(optimizer, distributed=layout.distributed, overlap=layout.overlap)
+    policy = wrap_policy(load(), optimizer)
     return Trainer(
         policy=policy,
         optimizer=PolicyOptimizer(optimizer, policy, total_steps=10),
@@ -174,8 +185,8 @@ def steps_in_layout(
     steps: int = 1,
 ) -> dict[str, Any]:
     """Train ``steps`` steps on the fixed batch; return what must not depend on the layout."""
-    groups = initialize_parallel(layout.tp, layout.pp)
-    trainer = make_trainer(folder, groups, algorithm, capacity=layout.capacity, **options)
+    groups = layout.initialize()
+    trainer = make_trainer(folder, groups, algorithm, capacity=layout.capacity, layout=layout, **options)
     results, weights = [], {}
     for step in range(steps):
         rollouts = replica_rollouts(fixed_rollouts(seed=3 + step), layout, groups)
@@ -190,6 +201,7 @@ def steps_in_layout(
         "sums": first.sums,
         "denominator": first.scale.denominator,
         "distill_scale": first.scale.distill_scale,
+        "tokens": (first.tokens, first.computed),
         "grad_norms": [result.optimizer.grad_norm for result in results if result is not None],
         "weights": weights,
     }

@@ -51,8 +51,8 @@ def two_steps(
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Train two steps with a checkpoint between them, or only the second one from that checkpoint."""
-    groups = initialize_parallel(layout.tp, layout.pp)
-    trainer = make_trainer(folder, groups, SRPO, TeacherConfig(ema_rate=0.3), dtype=dtype)
+    groups = layout.initialize()
+    trainer = make_trainer(folder, groups, SRPO, TeacherConfig(ema_rate=0.3), dtype=dtype, layout=layout)
     progress: dict[str, Any] = {}
     if resume:
         torch.manual_seed(99)
@@ -82,13 +82,15 @@ def two_steps(
         (Layout(), torch.float32),
         (Layout(tp=2), torch.float32),
         (Layout(pp=2), torch.float32),
+        (Layout(cp=2, distributed=True), torch.float32),
+        (Layout(distributed=True, overlap=True), torch.bfloat16),
         (Layout(), torch.bfloat16),
     ],
 )
 def test_the_same_layout_goes_on_bit_for_bit(
     folder: str, tmp_path: Path, layout: Layout, dtype: torch.dtype
 ) -> None:
-    world = layout.tp * layout.pp
+    world = layout.tp * layout.pp * layout.cp
     whole = run_ranks(world, two_steps, folder, layout, tmp_path, False, dtype)
     again = run_ranks(world, two_steps, folder, layout, tmp_path, True, dtype)
     for one, other in zip(whole, again, strict=True):
@@ -103,16 +105,26 @@ def test_the_same_layout_goes_on_bit_for_bit(
             assert torch.equal(other["weights"][name], tensor), name
 
 
-def test_another_layout_goes_on_with_the_same_step(folder: str, tmp_path: Path) -> None:
-    whole = run_ranks(1, two_steps, folder, Layout(), tmp_path, False)[0]
-    other = run_ranks(2, resume_elsewhere, folder, Layout(tp=2), tmp_path)[0]
+@pytest.mark.parametrize(
+    ("world", "before", "after"),
+    [
+        (1, Layout(), Layout(tp=2)),
+        (2, Layout(tp=2, sequence=True), Layout(cp=2)),
+        (2, Layout(distributed=True), Layout(tp=2, pp=2, distributed=True)),
+        (4, Layout(tp=2, distributed=True), Layout(distributed=True)),
+    ],
+)
+def test_another_layout_goes_on_with_the_same_step(
+    folder: str, tmp_path: Path, world: int, before: Layout, after: Layout
+) -> None:
+    whole = run_ranks(world, two_steps, folder, before, tmp_path, False)[0]
+    ranks = after.tp * after.pp * after.cp
+    other = run_ranks(ranks, two_steps, folder, after, tmp_path, True)[0]
     # Two layouts differ by fp32 rounding; see test_layouts.py.
     assert other["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
     assert other["sums"]["distill_loss"] == pytest.approx(whole["sums"]["distill_loss"], rel=1e-5)
-
-
-def resume_elsewhere(rank: int, world: int, folder: str, layout: Layout, root: Path) -> dict[str, Any]:
-    return two_steps(rank, world, folder, layout, root, True)
+    for name, tensor in whole["weights"].items():
+        assert (other["weights"][name] - tensor).norm() / tensor.norm() < 1e-5, name
 
 
 def test_the_policy_can_be_read_without_the_rest(folder: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig, PolicyLossConfig
 from tests.model.tiny import write_random_qwen3
 from tests.ranks import run_ranks
-from tests.training.harness import Layout, steps_in_layout
+from tests.training.harness import Layout, fixed_rollouts, steps_in_layout
 
 # fp32 sums taken in another order differ by about 1e-7 relative; ten operations deep that is well under 1e-5.
 RELATIVE = 1e-5
@@ -26,6 +26,31 @@ LAYOUTS = {
     "tp2 dp2": (4, Layout(tp=2, capacity=90)),
     "tp4": (4, Layout(tp=4)),
 }
+# Layouts whose parts the algorithm cannot see: checked with those that use most of the loss.
+MORE_LAYOUTS = {
+    "tp2 sp": (2, Layout(tp=2, sequence=True, capacity=110)),
+    "tp4 sp": (4, Layout(tp=4, sequence=True)),
+    "cp2": (2, Layout(cp=2, capacity=130)),
+    "cp4": (4, Layout(cp=4)),
+    "tp2 cp2": (4, Layout(tp=2, cp=2, capacity=120)),
+    "tp2 cp2 sp": (4, Layout(tp=2, cp=2, sequence=True, capacity=120)),
+    "pp2 cp2": (4, Layout(pp=2, cp=2, capacity=100)),
+    "tp2 pp2 sp": (4, Layout(tp=2, pp=2, sequence=True, capacity=100)),
+    "dp2 cp2 distributed": (4, Layout(cp=2, capacity=120, distributed=True)),
+    "distributed": (1, Layout(distributed=True, capacity=100)),
+    "dp2 distributed": (2, Layout(distributed=True, capacity=100)),
+    "dp2 overlap": (2, Layout(overlap=True, capacity=100)),
+    "dp2 distributed overlap": (2, Layout(distributed=True, overlap=True, capacity=100)),
+    "dp4 distributed overlap": (4, Layout(distributed=True, overlap=True, order=(1, 3, 2, 0))),
+    "tp2 dp2 sp distributed": (4, Layout(tp=2, sequence=True, distributed=True, overlap=True, capacity=90)),
+    "pp2 dp2 distributed": (4, Layout(pp=2, distributed=True, overlap=True, capacity=90)),
+    "recompute attention": (1, Layout(recompute="selective", capacity=200)),
+    "recompute layers": (1, Layout(recompute="full", capacity=200)),
+    "tp2 sp recompute layers": (2, Layout(tp=2, sequence=True, recompute="full", capacity=100)),
+    "cp2 recompute attention": (2, Layout(cp=2, recompute="selective", capacity=100)),
+    "pp2 recompute layers": (2, Layout(pp=2, recompute="full", capacity=100)),
+}
+TELLING = ("srpo", "srpo full", "grpo")
 
 ALGORITHMS = {
     "srpo": AlgorithmConfig(name="srpo", distillation=DistillationConfig(top_k=20)),
@@ -61,6 +86,7 @@ def reference(folder: str) -> dict[str, dict[str, Any]]:
 
 def assert_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
     assert got["denominator"] == expected["denominator"]
+    assert got["tokens"][0] == expected["tokens"][0]
     assert got["distill_scale"] == pytest.approx(expected["distill_scale"], rel=RELATIVE)
     assert got["grad_norms"] == pytest.approx(expected["grad_norms"], rel=RELATIVE)
     for name, value in expected["sums"].items():
@@ -81,6 +107,17 @@ def test_two_steps_do_not_depend_on_the_layout(
     assert_same(results[-1], reference[name])
 
 
+@pytest.mark.parametrize("name", TELLING)
+@pytest.mark.parametrize("layout", MORE_LAYOUTS)
+def test_two_steps_do_not_depend_on_what_algorithms_cannot_see(
+    folder: str, reference: dict[str, Any], name: str, layout: str
+) -> None:
+    world, where = MORE_LAYOUTS[layout]
+    results = run_ranks(world, steps_in_layout, folder, where, ALGORITHMS[name], {}, 2)
+    assert_same(results[0], reference[name])
+    assert_same(results[-1], reference[name])
+
+
 def test_an_untied_model_over_pipeline_stages(tmp_path: Path) -> None:
     """Tied embeddings take another path through the pipeline (first and last stage share a gradient)."""
     folder = str(write_random_qwen3(tmp_path, tie_word_embeddings=False))
@@ -88,6 +125,18 @@ def test_an_untied_model_over_pipeline_stages(tmp_path: Path) -> None:
     expected = run_ranks(1, steps_in_layout, folder, Layout(), algorithm, {}, 2)[0]
     got = run_ranks(4, steps_in_layout, folder, Layout(tp=2, pp=2), algorithm, {}, 2)
     assert_same(got[0], expected)
+
+
+def test_no_padding_is_computed(reference: dict[str, Any], folder: str) -> None:
+    """As many tokens as the batch has; where they are cut evenly, fewer than one cut per sequence more."""
+    batch = [rollout.sequence for rollout in fixed_rollouts(seed=3)]
+    for result in reference.values():
+        tokens, computed = result["tokens"]
+        assert tokens == computed <= sum(len(sequence.inputs) for sequence in batch)
+    assert reference["grpo"]["tokens"][0] < reference["srpo"]["tokens"][0]  # grpo drops groups that agree
+    layout = Layout(tp=2, cp=2, sequence=True)
+    tokens, computed = run_ranks(4, steps_in_layout, folder, layout, ALGORITHMS["srpo"], {})[0]["tokens"]
+    assert tokens == reference["srpo"]["tokens"][0] < computed < tokens + 4 * len(batch)
 
 
 def test_the_reference_steps_do_something(reference: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def describe(config: RunConfig, spec: LaneSpec) -> dict[str, Any]:
     return {
         "algorithm": config.algorithm.name,
         "tensor_parallel": config.parallel.tensor,
-        "data_parallel": spec.ranks // (config.parallel.tensor * config.parallel.pipeline),
+        "data_parallel": spec.ranks // config.parallel.replica,
         "threads": spec.threads,
         "micro_batch_tokens": config.training.micro_batch_tokens,
         "dtype": config.model.dtype,

@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(given)
     try:
         config = run_config(parsed)
-        ranks = config.parallel.tensor * config.parallel.pipeline * parsed.replicas
+        ranks = config.parallel.replica * parsed.replicas
         if ranks > 1 and platform.rank_environment() is None:
             return launch(ranks, given)
         report = profile(config, parsed)

@@ -53,7 +53,8 @@ class SGLangPublisher:
         colocated: bool = False,
     ) -> None:
         self._fleet, self._engine, self._sync, self._groups = fleet, engine, sync, groups
-        self._serving = groups.dp_rank < servers
+        # Context-parallel ranks hold the same weights: the first of them send theirs.
+        self._serving = groups.dp_rank < servers and groups.cp_rank == 0
         self._attempts, self._colocated = attempts, colocated
         self._version = 0
         self._resting = False

@@ -34,7 +34,7 @@ class CollectiveTransport:
     def __init__(
         self, groups: ProcessGroups, engine_tp: int, address: str = "", timeout_s: float = 300.0
     ) -> None:
-        self._replica = groups.replica
+        self._replica = groups.shards
         self._engine_tp = engine_tp
         self._address = address
         self._timeout_s = timeout_s

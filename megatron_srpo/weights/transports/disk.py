@@ -33,7 +33,7 @@ class DiskTransport:
     """
 
     def __init__(self, groups: ProcessGroups, folder: str | Path, hf_files: str | Path) -> None:
-        self._group = groups.replica
+        self._group = groups.shards
         self._root = Path(folder) / f"replica{groups.dp_rank}"
         self._hf_files = Path(hf_files)
         self._writer = ThreadPoolExecutor(1, "weights-to-disk")

@@ -51,7 +51,7 @@ class TensorTransport:
     """
 
     def __init__(self, groups: ProcessGroups, engine_tp: int, whole: bool = False) -> None:
-        self._group = groups.replica
+        self._group = groups.shards
         self._engine_tp = engine_tp
         self._whole = whole
         self._servers: Sequence[EngineServer] = ()

@@ -39,15 +39,19 @@ def fused_linear_bytes(
     device: str,
     *,
     top_k: bool = False,
+    accumulated: bool = False,
     chunk: int | None = None,
 ) -> int:
     """Predict the peak memory of ``fused_linear_loss`` with both gradients, beyond its arguments, in bytes.
+
+    That is forward's. Backward frees the logits and then holds a second gradient of the head, in its type.
 
     Args:
         tokens: all of them; ``taught`` of these have a teacher.
         columns: of this rank, padding included.
         dtype: of the hidden states.
         top_k: whether the divergence is over the top entries.
+        accumulated: whether the head has a ``main_grad_VH``.
         chunk: as given to the loss.
     """
     math = torch.float64 if dtype == torch.float64 else torch.float32
@@ -58,7 +62,9 @@ def fused_linear_bytes(
     cast = (
         0 if dtype == math else student * columns * dtype.itemsize + _cpu_casts(device, columns, hidden_size)
     )
-    gradients = tokens * hidden_size * dtype.itemsize + columns * hidden_size * math.itemsize
+    gradients = tokens * hidden_size * dtype.itemsize
+    if not accumulated:
+        gradients += columns * hidden_size * math.itemsize
     blocks = _BLOCKS * min(max(BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]), row), row * student)
     return logits + cast + gradients + blocks
 

@@ -24,16 +24,20 @@ class LinearHead:
         shard: which part of the vocabulary they are.
         temperature: logits are divided by it.
         fp32_gemm: multiply in fp32 whatever the type of the hidden states.
+        main_grad_VH: where the head's gradient is accumulated over micro-batches, in the math type. With it
+            no buffer for that gradient is made and nothing is rounded; autograd gets zeros in its place, and
+            the gradient of a fused loss itself must be 1, because it is formed and added in forward.
 
     Raises:
         ConfigError: a temperature that is not positive and finite.
-        ValueError: a weight that does not fit the shard.
+        ValueError: a weight or an accumulator that does not fit.
     """
 
     weight_VH: Tensor
     shard: VocabShard
     temperature: float = 1.0
     fp32_gemm: bool = False
+    main_grad_VH: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < float("inf"):
@@ -44,6 +48,12 @@ class LinearHead:
             raise ValueError(
                 f"head of shape {tuple(self.weight_VH.shape)}: this shard needs ({self.shard.local_size}, "
                 "hidden), padding included"
+            )
+        main_VH, math = self.main_grad_VH, math_dtype(self.weight_VH)
+        if main_VH is not None and (main_VH.shape != self.weight_VH.shape or main_VH.dtype != math):
+            raise ValueError(
+                f"accumulator of shape {tuple(main_VH.shape)} and type {main_VH.dtype} for a head of shape "
+                f"{tuple(self.weight_VH.shape)}: need that shape and {math}"
             )
 
     def check_hidden(self, hidden_TH: Tensor) -> None:
@@ -81,11 +91,7 @@ class HeadGradients:
     def __init__(self, head: LinearHead, hidden_TH: Tensor, wanted: tuple[bool, bool]) -> None:
         self._head, self._hidden_TH = head, hidden_TH
         self.hidden_TH = torch.empty_like(hidden_TH) if wanted[0] else None
-        self.weight_VH = (
-            torch.zeros(head.weight_VH.shape, dtype=math_dtype(hidden_TH), device=hidden_TH.device)
-            if wanted[1]
-            else None
-        )
+        self.weight_VH = _accumulator(head, hidden_TH) if wanted[1] else None
 
     def add(self, rows: slice, grad_CV: Tensor) -> None:
         """Take in the gradient of a chunk's logits, which is overwritten. Each row is given once."""
@@ -106,7 +112,17 @@ class HeadGradients:
         hidden_TH = None if self.hidden_TH is None else self.hidden_TH.mul_(factor.to(self.hidden_TH.dtype))
         if self.weight_VH is None:
             return hidden_TH, None
+        if self._head.main_grad_VH is not None:
+            # Checked on the device: a host that waited for the answer here would idle it.
+            torch._assert_async(factor == 1.0, "with main_grad_VH the gradient of a fused loss must be 1")
+            return hidden_TH, torch.zeros_like(self._head.weight_VH)
         return hidden_TH, self.weight_VH.mul_(factor).to(self._head.weight_VH.dtype)
+
+
+def _accumulator(head: LinearHead, hidden_TH: Tensor) -> Tensor:
+    if head.main_grad_VH is not None:
+        return head.main_grad_VH
+    return torch.zeros(head.weight_VH.shape, dtype=math_dtype(hidden_TH), device=hidden_TH.device)
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:

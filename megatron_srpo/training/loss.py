@@ -165,9 +165,17 @@ class StepLoss:
         count, width = len(tokens.place_R), hidden_RH.shape[1]
         vocabulary = self.config.distillation.vocabulary
         taught = 0 if vocabulary == "sampled" else int(tokens.streams.distill_mask.sum())
-        columns = _required(self.head).shard.local_size
-        device, top_k = hidden_RH.device.type, vocabulary == "topk"
-        loss = fused_linear_bytes(count, taught, width, columns, hidden_RH.dtype, device, top_k=top_k)
+        head = _required(self.head)
+        loss = fused_linear_bytes(
+            count,
+            taught,
+            width,
+            head.shard.local_size,
+            hidden_RH.dtype,
+            hidden_RH.device.type,
+            top_k=vocabulary == "topk",
+            accumulated=head.main_grad_VH is not None,
+        )
         return loss + count * width * hidden_RH.element_size()
 
     def _routed(self, batch: MicroBatch) -> RoutedTokens:

@@ -1,6 +1,6 @@
 """The trainer: scores, teaches and updates a policy from per-token streams. It knows no algorithm's name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
-from megatron_srpo.training.heads import live_head
+from megatron_srpo.training.heads import live_head, trained_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
@@ -90,19 +90,19 @@ class Trainer:
         if scale is None:
             return None
         batch = _routed(samples)
-        loss = StepLoss(batch, scale, self._head(self.policy), taught.head, self.config)
         self.optimizer.zero_grad()
+        loss = StepLoss(batch, scale, self._head(self.policy, trained_head), taught.head, self.config)
         sums = schedule.forward_backward(
             self.policy, micro_batches([sample.sequence for sample in batch], self.capacity), loss
         )
         stepped = self.optimizer.step()
         return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory))
 
-    def _head(self, model: torch.nn.Module) -> LinearHead | None:
-        return live_head(model, self.shard, self.temperature) if self.groups.is_last_stage else None
+    def _head(self, model: torch.nn.Module, kind: Callable[..., LinearHead]) -> LinearHead | None:
+        return kind(model, self.shard, self.temperature) if self.groups.is_last_stage else None
 
     def _score(self, model: torch.nn.Module, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
-        return score(model, self._head(model), sequences, self.capacity, self.groups)
+        return score(model, self._head(model, live_head), sequences, self.capacity, self.groups)
 
     def _largest(self, memory: LossMemory) -> LossMemory:
         """Give all ranks the largest of the last stages' numbers."""

@@ -103,7 +103,8 @@ def test_cuda_equals_the_cpu(form: Divergence) -> None:
         assert error(cuda[name], value.double()) < 1e-5, name
 
 
-def test_memory_at_full_size_is_as_predicted() -> None:
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_memory_at_full_size_is_as_predicted(accumulated: bool) -> None:
     """BT 8192, H 4096, V 151936, bf16: within a tenth of the prediction, far below the logits' 10 GB."""
     sizes: Any = (8192, 4096, 151936)
     if torch.cuda.get_device_properties(0).total_memory < 20 << 30:
@@ -119,7 +120,11 @@ def test_memory_at_full_size_is_as_predicted() -> None:
         assert terms.divergence_T is not None
         return terms.divergence_T.sum()
 
+    main_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if accumulated else None
+    head = LinearHead(weight_VH, shard, main_grad_VH=main_grad_VH)
     meter = platform.MemoryMeter()
-    fused_linear_loss(hidden_TH, LinearHead(weight_VH, shard), token_loss, teacher=theirs)
-    predicted = fused_linear_bytes(sizes[0], sizes[0], sizes[1], sizes[2], torch.bfloat16, "cuda")
+    fused_linear_loss(hidden_TH, head, token_loss, teacher=theirs)
+    predicted = fused_linear_bytes(
+        sizes[0], sizes[0], sizes[1], sizes[2], torch.bfloat16, "cuda", accumulated=accumulated
+    )
     assert meter.rise() == pytest.approx(predicted, rel=0.1)

@@ -23,6 +23,7 @@ from megatron_srpo.ops import (
     fused_linear_log_prob,
     fused_linear_loss,
 )
+from megatron_srpo.ops.shard import math_dtype
 from tests.ops import reference
 from tests.ops.harness import ALPHAS, EDGES, Case, cases, check
 from tests.ranks import run_ranks
@@ -255,6 +256,50 @@ def test_a_gradient_can_be_taken_once() -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_head_gradient_goes_into_its_accumulator(dtype: torch.dtype) -> None:
+    """Two micro-batches on top of what is there already; autograd sees zeros. Nothing is rounded to bf16."""
+    plain, math_type = make_head(dtype=dtype), math_dtype(numbers(1, dtype=dtype))
+    start_VH = numbers(11, 4, seed=7, dtype=math_type)
+    main_grad_VH, expected_VH = start_VH.clone(), start_VH.double().clone()
+    head = replace(plain, main_grad_VH=main_grad_VH)
+    for seed in (5, 6):
+        hidden_TH = numbers(6, 4, seed=seed, dtype=dtype).requires_grad_()
+        loss, _ = fused_linear_divergence(hidden_TH, head, make_teacher(6, Divergence(0.5), head), chunk=4)
+        loss.backward()
+        wide = replace(plain, weight_VH=plain.weight_VH.detach().to(math_type).requires_grad_())
+        same_TH = hidden_TH.detach().to(math_type)
+        teacher = make_teacher(6, Divergence(0.5), plain)
+        theirs = replace(teacher.head, weight_VH=teacher.head.weight_VH.to(math_type))
+        teacher = TeacherSide(teacher.hidden_DK.to(math_type), theirs, teacher.divergence)
+        fused_linear_divergence(same_TH, wide, teacher)[0].backward()
+        assert wide.weight_VH.grad is not None
+        expected_VH += wide.weight_VH.grad.double()
+    assert plain.weight_VH.grad is not None and not plain.weight_VH.grad.any()
+    # fp32: rounding. bf16: the gradient of the logits is a factor of the product and is rounded by 0.4 %.
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    difference = (main_grad_VH.double() - expected_VH)[:9].norm() / (expected_VH - start_VH)[:9].norm()
+    assert difference < tolerance
+    torch.testing.assert_close(main_grad_VH[9:], start_VH[9:], rtol=0, atol=0)
+
+
+def test_an_accumulator_takes_log_probs_too() -> None:
+    plain, hidden_TH = make_head(), numbers(3, 4)
+    fused_linear_log_prob(hidden_TH, plain, torch.arange(3)).log_prob_T.sum().backward()
+    head = replace(plain, main_grad_VH=torch.zeros(11, 4, dtype=torch.float64))
+    expected_VH, plain.weight_VH.grad = plain.weight_VH.grad, None
+    fused_linear_log_prob(hidden_TH, head, torch.arange(3)).log_prob_T.sum().backward()
+    assert head.main_grad_VH is not None and expected_VH is not None and expected_VH.any()
+    torch.testing.assert_close(head.main_grad_VH, expected_VH)
+
+
+def test_an_accumulator_wants_a_gradient_of_one() -> None:
+    head = make_head(main_grad_VH=torch.zeros(11, 4, dtype=torch.float64))
+    loss, _ = fused_linear_divergence(numbers(3, 4), head, make_teacher(3, Divergence(0.5), head))
+    with pytest.raises(RuntimeError, match="the gradient of a fused loss must be 1"):
+        (loss / 2).backward()
+
+
 class Largest(TorchDispatchMode):
     """Remembers the size of the largest tensor that any operation returns."""
 
@@ -342,6 +387,8 @@ def test_shapes_that_do_not_fit() -> None:
         fused_linear_log_prob(numbers(2, 5), head, torch.arange(2))
     with pytest.raises(ValueError, match=r"this shard needs \(11, hidden\)"):
         LinearHead(numbers(10, 4), VocabShard(None, 9, 11))
+    with pytest.raises(ValueError, match=r"accumulator of shape \(11, 4\) and type torch.bfloat16 .*float64"):
+        make_head(main_grad_VH=torch.zeros(11, 4, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="a teacher of 3 tokens, of 2"):
         fused_linear_divergence(numbers(2, 4), head, make_teacher(3, Divergence(0.5), head))
     other = make_teacher(2, Divergence(0.5), make_head(8))

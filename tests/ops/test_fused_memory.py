@@ -17,10 +17,11 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.ops import *
 
-def measure(tokens, taught, hidden, columns, dtype, top_k, chunk):
+def measure(tokens, taught, hidden, columns, dtype, top_k, accumulated, chunk):
     shard = VocabShard(None, columns, columns)
     hidden_TH = torch.randn(tokens, hidden).to(dtype).requires_grad_()
     weight_VH = torch.randn(columns, hidden).to(dtype).requires_grad_()
+    main_grad_VH = torch.ones(columns, hidden) if accumulated else None
     theirs = LinearHead(weight_VH.detach().clone(), shard)
     form = Divergence(0.5, min(100, columns) if top_k else None)
     teacher = TeacherSide(torch.randn(taught, hidden).to(dtype), theirs, form) if taught else None
@@ -30,36 +31,44 @@ def measure(tokens, taught, hidden, columns, dtype, top_k, chunk):
 
     meter = platform.MemoryMeter()
     loss = fused_linear_loss(
-        hidden_TH, LinearHead(weight_VH, shard), token_loss, target_T=torch.zeros(tokens, dtype=torch.long),
-        entropy=True, teacher=teacher, chunk=chunk,
+        hidden_TH, LinearHead(weight_VH, shard, main_grad_VH=main_grad_VH), token_loss, entropy=True,
+        target_T=torch.zeros(tokens, dtype=torch.long), teacher=teacher, chunk=chunk,
     )
     return meter.rise()
 
 torch.set_num_threads(1)
 tokens, taught, hidden, columns, chunk = (int(word) for word in sys.argv[1:6])
-dtype, top_k = getattr(torch, sys.argv[6]), sys.argv[7] == "True"
-measure(8, 4, 16, 64, dtype, top_k, None)  # what the libraries keep from their first call
-print(measure(tokens, taught, hidden, columns, dtype, top_k, chunk))
+dtype, (top_k, accumulated) = getattr(torch, sys.argv[6]), (word == "True" for word in sys.argv[7:9])
+measure(8, 4, 16, 64, dtype, top_k, accumulated, None)  # what the libraries keep from their first call
+print(measure(tokens, taught, hidden, columns, dtype, top_k, accumulated, chunk))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc/self/clear_refs (Linux)")
 @pytest.mark.parametrize(
-    ("tokens", "taught", "hidden", "columns", "chunk", "dtype", "top_k"),
+    ("tokens", "taught", "hidden", "columns", "chunk", "dtype", "top_k", "accumulated"),
     [
-        (512, 256, 256, 50000, 320, "float32", False),
-        (512, 512, 128, 151936, 128, "float32", False),
-        (512, 256, 256, 50000, 192, "float32", True),
-        (512, 256, 256, 50000, 320, "bfloat16", False),
-        (512, 0, 256, 50000, 640, "float32", False),
+        (512, 256, 256, 50000, 320, "float32", False, False),
+        (512, 512, 128, 151936, 128, "float32", False, True),
+        (512, 256, 256, 50000, 192, "float32", True, False),
+        (512, 256, 256, 50000, 320, "bfloat16", False, True),
+        (512, 256, 256, 50000, 320, "bfloat16", False, False),
+        (512, 0, 256, 50000, 640, "float32", False, False),
     ],
 )
 def test_the_prediction_is_within_a_tenth_of_what_is_measured(
-    tokens: int, taught: int, hidden: int, columns: int, chunk: int, dtype: str, top_k: bool
+    tokens: int,
+    taught: int,
+    hidden: int,
+    columns: int,
+    chunk: int,
+    dtype: str,
+    top_k: bool,
+    accumulated: bool,
 ) -> None:
     """150 to 400 MiB, of which the allocator's rounding and small tensors are a few percent. The many copies
     of the top-k form overlap more or less as the allocator reuses them: 15 %, on the safe side."""
-    arguments = [str(item) for item in (tokens, taught, hidden, columns, chunk, dtype, top_k)]
+    arguments = [str(item) for item in (tokens, taught, hidden, columns, chunk, dtype, top_k, accumulated)]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments],
         capture_output=True,
@@ -68,8 +77,9 @@ def test_the_prediction_is_within_a_tenth_of_what_is_measured(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    forms = {"top_k": top_k, "accumulated": accumulated}
     predicted = fused_linear_bytes(
-        tokens, taught, hidden, columns, getattr(torch, dtype), "cpu", top_k=top_k, chunk=chunk
+        tokens, taught, hidden, columns, getattr(torch, dtype), "cpu", chunk=chunk, **forms
     )
     assert predicted == pytest.approx(int(done.stdout), rel=0.15 if top_k else 0.1)
 

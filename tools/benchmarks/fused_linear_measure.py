@@ -3,7 +3,8 @@
 Seconds and memory are those of one forward and backward pass over all tokens. Extra memory is the peak less
 what stood there before (the inputs) and less the two gradients that are returned: on a GPU of what PyTorch
 has allocated (libraries' own memory, as cuBLAS's workspace, is in it at the first pass only), on a CPU of the
-resident memory of a process of its own. Shapes: T tokens, H hidden size, V vocabulary.
+resident memory of a process of its own. The accumulator of the variant "ours-trained" is an input: a trainer
+holds it anyway. Shapes: T tokens, H hidden size, V vocabulary.
 """
 
 import time
@@ -50,7 +51,7 @@ class Outcome:
 
 def outcome_of(loss: Tensor, inputs: Inputs) -> Outcome:
     """Take evenly spread rows of the gradients, and of the head's also those of the first targets."""
-    hidden_TH, weight_VH = inputs.hidden_TH.grad, inputs.weight_VH.grad
+    hidden_TH, weight_VH = inputs.hidden_TH.grad, inputs.head_gradient()
     assert hidden_TH is not None and weight_VH is not None, "backward must give both gradients"
     rows = torch.cat([_spread(len(weight_VH)).to(inputs.target_T.device), inputs.target_T[:_ROWS]]).unique()
     tokens = _spread(len(hidden_TH)).to(rows.device)
@@ -104,12 +105,12 @@ class Stand:
     """One variant with its inputs.
 
     Args:
-        compiles: at the first pass of a shape.
+        warmed: its first pass of a shape is not timed.
     """
 
-    def __init__(self, build: Builder, setting: Setting, inputs: Inputs, compiles: bool = False) -> None:
+    def __init__(self, build: Builder, setting: Setting, inputs: Inputs, warmed: bool = False) -> None:
         self._build, self._setting, self._inputs = build, setting, inputs
-        self._loss, self._cold = build(setting), compiles
+        self._loss, self._cold = build(setting), warmed
 
     def check(self) -> Outcome:
         """Compute the first few tokens, ours in small chunks. Also warms up everything but large memory."""
@@ -131,11 +132,7 @@ class Stand:
         seconds, processor = self._now() - started, time.process_time() - processor
         rise = meter.rise()
         outcome = outcome_of(loss, self._inputs)
-        returned = sum(
-            leaf.grad.nbytes
-            for leaf in (self._inputs.hidden_TH, self._inputs.weight_VH)
-            if leaf.grad is not None
-        )
+        returned = self._inputs.returned_bytes()
         self._inputs.forget_gradients()
         return Step(seconds, processor, None if rise is None else max(0, rise - returned), outcome)
 

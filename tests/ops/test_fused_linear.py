@@ -261,7 +261,7 @@ def test_the_head_gradient_goes_into_its_accumulator(dtype: torch.dtype) -> None
     """Two micro-batches on top of what is there already; autograd sees zeros. Nothing is rounded to bf16."""
     plain, math_type = make_head(dtype=dtype), math_dtype(numbers(1, dtype=dtype))
     start_VH = numbers(11, 4, seed=7, dtype=math_type)
-    main_grad_VH, expected_VH = start_VH.clone(), start_VH.double()
+    main_grad_VH, expected_VH = start_VH.clone(), start_VH.double().clone()
     head = replace(plain, main_grad_VH=main_grad_VH)
     for seed in (5, 6):
         hidden_TH = numbers(6, 4, seed=seed, dtype=dtype).requires_grad_()
@@ -277,7 +277,7 @@ def test_the_head_gradient_goes_into_its_accumulator(dtype: torch.dtype) -> None
         expected_VH += wide.weight_VH.grad.double()
     assert plain.weight_VH.grad is not None and not plain.weight_VH.grad.any()
     # fp32: rounding. bf16: the gradient of the logits is a factor of the product and is rounded by 0.4 %.
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     difference = (main_grad_VH.double() - expected_VH)[:9].norm() / (expected_VH - start_VH)[:9].norm()
     assert difference < tolerance
     torch.testing.assert_close(main_grad_VH[9:], start_VH[9:], rtol=0, atol=0)

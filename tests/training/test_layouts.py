@@ -133,7 +133,6 @@ def test_no_padding_is_computed(reference: dict[str, Any], folder: str) -> None:
     for result in reference.values():
         tokens, computed = result["tokens"]
         assert tokens == computed <= sum(len(sequence.inputs) for sequence in batch)
-    assert reference["grpo"]["tokens"][0] < reference["srpo"]["tokens"][0]  # grpo drops groups that agree
     layout = Layout(tp=2, cp=2, sequence=True)
     tokens, computed = run_ranks(4, steps_in_layout, folder, layout, ALGORITHMS["srpo"], {})[0]["tokens"]
     assert tokens == reference["srpo"]["tokens"][0] < computed < tokens + 4 * len(batch)

@@ -11,16 +11,12 @@ from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.training import schedule
-<<<<<<< HEAD
 from megatron_srpo.training.exchange import (
     from_last_stage,
     largest_over_replicas,
     sum_over_replicas,
     sum_over_tokens,
 )
-=======
-from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
->>>>>>> upstream
 from megatron_srpo.training.heads import live_head, trained_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
 from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches
@@ -108,14 +104,8 @@ class Trainer:
         batch = _routed(samples)
         self.optimizer.zero_grad()
         loss = StepLoss(batch, scale, self._head(self.policy, trained_head), taught.head, self.config)
-<<<<<<< HEAD
         packed = micro_batches([s.sequence for s in batch], self.capacity, self.groups.split)
         sums = schedule.forward_backward(self.policy, packed, loss)
-=======
-        sums = schedule.forward_backward(
-            self.policy, micro_batches([sample.sequence for sample in batch], self.capacity), loss
-        )
->>>>>>> upstream
         stepped = self.optimizer.step()
         tokens, computed = self._count(packed)
         return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory), tokens, computed)

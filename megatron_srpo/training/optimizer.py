@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+from megatron_srpo import platform
 from megatron_srpo.config.training import OptimizerConfig
+from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.megatron_core import (
+    HAVE_APEX_OR_TE,
     DistributedDataParallel,
     DistributedDataParallelConfig,
     Float16Module,
@@ -59,9 +62,13 @@ class PolicyOptimizer:
 
     Args:
         total_steps: optimizer steps of the whole run, the length of a decaying schedule.
+
+    Raises:
+        ConfigError: a distributed optimizer on a GPU without the Adam that it needs.
     """
 
     def __init__(self, config: OptimizerConfig, model: DistributedDataParallel, total_steps: int) -> None:
+        _check(config)
         self.model = model
         self.config = config
         self.optimizer: MegatronOptimizer = get_megatron_optimizer(_megatron_config(config, model), [model])
@@ -104,6 +111,15 @@ class PolicyOptimizer:
     def learning_rate(self) -> float:
         """The learning rate in force."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+def _check(config: OptimizerConfig) -> None:
+    if config.distributed and platform.has_cuda() and not HAVE_APEX_OR_TE:
+        # Megatron-Core cannot load the checkpoints that it would write (its loader wants their Adam).
+        raise ConfigError(
+            "optimizer.distributed = true needs the Adam of Transformer Engine or Apex, and neither is "
+            "installed; install one, or set optimizer.distributed=false"
+        )
 
 
 def _megatron_config(config: OptimizerConfig, model: DistributedDataParallel) -> MegatronOptimizerConfig:

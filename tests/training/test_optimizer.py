@@ -14,5 +14,5 @@ def test_a_distributed_optimizer_that_could_not_be_resumed(monkeypatch: pytest.M
     monkeypatch.setattr(platform, "has_cuda", lambda: True)
     monkeypatch.setattr(optimizer, "HAVE_APEX_OR_TE", False)
     model = SimpleNamespace()
-    with pytest.raises(ConfigError, match="Transformer Engine or Apex.*optimizer.distributed=false"):
+    with pytest.raises(ConfigError, match=r"Transformer Engine or Apex.*optimizer\.distributed=false"):
         optimizer.PolicyOptimizer(OptimizerConfig(), model, total_steps=1)

@@ -13,6 +13,9 @@ class ModelConfig(Config):
     dtype: str = option(
         "float32", "Precision of weights and activations in training.", choices=("float32", "bfloat16")
     )
+    fp32_head: bool = option(
+        False, "Multiply with the head in float32 for log-probs and losses, also where dtype is bfloat16."
+    )
     vocab_multiple: int = option(
         128, "The vocabulary is padded with unused rows to a multiple of this times the TP size.", minimum=1
     )

@@ -9,7 +9,6 @@ import torch
 from megatron_srpo.model.megatron_core import (
     ColumnParallelLinear,
     DistributedDataParallel,
-    Float16Module,
     GPTModel,
 )
 
@@ -47,8 +46,8 @@ class PolicyHead(ColumnParallelLinear):
 
 
 def unwrap(model: torch.nn.Module) -> GPTModel:
-    """Return the ``GPTModel`` inside Megatron-Core's wrappers."""
-    while isinstance(model, DistributedDataParallel | Float16Module):
+    """Return the ``GPTModel`` inside Megatron-Core's wrapper."""
+    while isinstance(model, DistributedDataParallel):
         model = model.module
     assert isinstance(model, GPTModel)
     return model

@@ -35,7 +35,6 @@ with warnings.catch_warnings():
         ColumnParallelLinear,
         gather_from_sequence_parallel_region,
     )
-    from megatron.core.transformer.module import Float16Module
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import (
         TransformerBlockSubmodules,
@@ -49,7 +48,6 @@ __all__ = [
     "ColumnParallelLinear",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
-    "Float16Module",
     "GPTModel",
     "MegatronOptimizer",
     "MegatronOptimizerConfig",

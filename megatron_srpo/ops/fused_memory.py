@@ -40,6 +40,7 @@ def fused_linear_bytes(
     *,
     top_k: bool = False,
     accumulated: bool = False,
+    fp32_gemm: bool = False,
     chunk: int | None = None,
 ) -> int:
     """Predict the peak memory of ``fused_linear_loss`` with both gradients, beyond its arguments, in bytes.
@@ -51,7 +52,7 @@ def fused_linear_bytes(
         columns: of this rank, padding included.
         dtype: of the hidden states.
         top_k: whether the divergence is over the top entries.
-        accumulated: whether the head has a ``main_grad_VH``.
+        accumulated, fp32_gemm: whether the head has a ``main_grad_VH``, and multiplies in fp32.
         chunk: as given to the loss.
     """
     math = torch.float64 if dtype == torch.float64 else torch.float32
@@ -59,9 +60,11 @@ def fused_linear_bytes(
     row = columns * math.itemsize
     student, teacher = min(step, max(tokens - taught, taught)), min(step, taught)
     logits = row * (student + teacher * (1 + (_TOP_K_COPIES if top_k else 0)))
-    cast = (
-        0 if dtype == math else student * columns * dtype.itemsize + _cpu_casts(device, columns, hidden_size)
-    )
+    cast = 0
+    if dtype != math and fp32_gemm:
+        cast = columns * hidden_size * math.itemsize  # the head, once for each product
+    elif dtype != math:
+        cast = student * columns * dtype.itemsize + _cpu_casts(device, columns, hidden_size)
     gradients = tokens * hidden_size * dtype.itemsize
     if not accumulated:
         gradients += columns * hidden_size * math.itemsize

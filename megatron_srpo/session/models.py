@@ -9,6 +9,7 @@ from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import VocabShard
+from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
 from megatron_srpo.training.teacher import Teacher
 from megatron_srpo.training.trainer import Trainer
@@ -33,13 +34,16 @@ def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGro
         teacher=Teacher(config.teacher, wrapped, copy),
         reference=_initial(config, arch, groups).eval() if penalised else None,
         groups=groups,
-        shard=VocabShard(
-            groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, config.model.vocab_multiple)
-        ),
+        form=_head_form(config, arch, groups),
         config=config.algorithm,
-        temperature=config.rollout.temperature,
         capacity=config.training.micro_batch_tokens,
     )
+
+
+def _head_form(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> HeadForm:
+    padded = arch.padded_vocab_size(groups.tp_size, config.model.vocab_multiple)
+    shard = VocabShard(groups.tp, arch.vocab_size, padded)
+    return HeadForm(shard, config.rollout.temperature, config.model.fp32_head)
 
 
 def uses_teacher_copy(config: RunConfig) -> bool:

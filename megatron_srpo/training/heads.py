@@ -4,6 +4,7 @@ Shape suffixes: H hidden size, V local vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,12 +13,31 @@ from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.ops.shard import math_dtype
 
 
-def live_head(model: torch.nn.Module, shard: VocabShard, temperature: float) -> LinearHead:
+@dataclass(frozen=True)
+class HeadForm:
+    """How hidden states become logits: the same for policy, teacher and reference.
+
+    Attributes:
+        shard: this rank's part of the vocabulary.
+        temperature: of the rollouts; all logits are divided by it.
+        fp32: multiply in fp32 whatever the type of the weights.
+    """
+
+    shard: VocabShard
+    temperature: float
+    fp32: bool = False
+
+    def head(self, weight_VH: torch.Tensor, main_grad_VH: torch.Tensor | None = None) -> LinearHead:
+        """Return the head with this weight."""
+        return LinearHead(weight_VH, self.shard, self.temperature, self.fp32, main_grad_VH)
+
+
+def live_head(model: torch.nn.Module, form: HeadForm) -> LinearHead:
     """Return the policy's head as it is now."""
-    return LinearHead(head_weight(model), shard, temperature)
+    return form.head(head_weight(model))
 
 
-def trained_head(model: torch.nn.Module, shard: VocabShard, temperature: float) -> LinearHead:
+def trained_head(model: torch.nn.Module, form: HeadForm) -> LinearHead:
     """Return the policy's head for the loss of an optimizer step, after its gradients were cleared.
 
     Where Megatron-Core's DDP holds an accumulator of the right type, the head's gradient goes straight into
@@ -27,12 +47,12 @@ def trained_head(model: torch.nn.Module, shard: VocabShard, temperature: float) 
     weight_VH = head_weight(model)
     main_grad_VH = getattr(weight_VH, "main_grad", None)
     if main_grad_VH is None or main_grad_VH.dtype != math_dtype(weight_VH):
-        return live_head(model, shard, temperature)
+        return live_head(model, form)
     weight_VH.grad_added_to_main_grad = True
-    return LinearHead(weight_VH, shard, temperature, main_grad_VH=main_grad_VH)
+    return form.head(weight_VH, main_grad_VH)
 
 
-def blended_head(models: Sequence[torch.nn.Module], shard: VocabShard, temperature: float) -> LinearHead:
+def blended_head(models: Sequence[torch.nn.Module], form: HeadForm) -> LinearHead:
     """Return a snapshot of several models' heads side by side, [V, k H].
 
     Together with hidden states concatenated the same way and scaled by the shares, one matrix product gives
@@ -40,4 +60,4 @@ def blended_head(models: Sequence[torch.nn.Module], shard: VocabShard, temperatu
     hidden states wait.
     """
     weights = [head_weight(model).detach() for model in models]
-    return LinearHead(torch.cat(weights, dim=1), shard, temperature)
+    return form.head(torch.cat(weights, dim=1))

@@ -175,6 +175,7 @@ class StepLoss:
             hidden_RH.device.type,
             top_k=vocabulary == "topk",
             accumulated=head.main_grad_VH is not None,
+            fp32_gemm=head.fp32_gemm,
         )
         return loss + count * width * hidden_RH.element_size()
 

@@ -13,7 +13,6 @@ from megatron_srpo.model.megatron_core import (
     HAVE_APEX_OR_TE,
     DistributedDataParallel,
     DistributedDataParallelConfig,
-    Float16Module,
     GPTModel,
     MegatronOptimizer,
     MegatronOptimizerConfig,
@@ -24,9 +23,12 @@ from megatron_srpo.model.megatron_core import (
 
 
 def wrap_policy(policy: GPTModel, optimizer: OptimizerConfig) -> DistributedDataParallel:
-    """Wrap the policy for gradient accumulation in fp32 and reduction over data-parallel replicas."""
+    """Wrap the policy for gradient accumulation in fp32 and reduction over data-parallel replicas.
+
+    A bf16 policy was built in bf16, so Megatron-Core's ``Float16Module`` is left out: what it would add is a
+    cast of the hidden states to fp32, and with it a head in fp32 that teacher and reference do not have.
+    """
     config = policy.config
-    inner = Float16Module(config, policy) if config.bf16 else policy
     # Weights are not gathered during the next forward pass (overlap_param_gather): the teacher and the
     # weight synchronisation read them before there is one.
     ddp_config = DistributedDataParallelConfig(
@@ -35,7 +37,7 @@ def wrap_policy(policy: GPTModel, optimizer: OptimizerConfig) -> DistributedData
         overlap_grad_reduce=optimizer.overlap,
     )
     config.finalize_model_grads_func = _finalize_without_division
-    wrapped = DistributedDataParallel(config, ddp_config, inner)
+    wrapped = DistributedDataParallel(config, ddp_config, policy)
     if optimizer.overlap:
         config.no_sync_func = wrapped.no_sync
     return wrapped

@@ -12,9 +12,9 @@ from torch import Tensor
 from megatron_srpo.config.training import TeacherConfig
 from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.ops import LinearHead, VocabShard
+from megatron_srpo.ops import LinearHead
 from megatron_srpo.training.exchange import over_context
-from megatron_srpo.training.heads import blended_head
+from megatron_srpo.training.heads import HeadForm, blended_head
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
 
@@ -69,8 +69,7 @@ class Teacher:
         sequences: Sequence[TokenSequence],
         capacity: int,
         groups: ProcessGroups,
-        shard: VocabShard,
-        temperature: float,
+        form: HeadForm,
     ) -> TeacherPass:
         """Re-score responses after their teacher prompts; forward only, over these sequences only.
 
@@ -82,7 +81,7 @@ class Teacher:
         batches = micro_batches(sequences, capacity, groups.split)
         parts = [hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)]
         hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
-        head = blended_head(models, shard, temperature) if groups.is_last_stage else None
+        head = blended_head(models, form) if groups.is_last_stage else None
         with torch.no_grad():
             values = [head_scores(head, rows, batch) for rows, batch in zip(hidden, batches, strict=False)]
         scores = spread_scores(batches, values, len(sequences), groups)

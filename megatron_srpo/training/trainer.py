@@ -9,7 +9,7 @@ from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.ops import LinearHead, VocabShard
+from megatron_srpo.ops import LinearHead
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import (
     from_last_stage,
@@ -17,7 +17,7 @@ from megatron_srpo.training.exchange import (
     sum_over_replicas,
     sum_over_tokens,
 )
-from megatron_srpo.training.heads import live_head, trained_head
+from megatron_srpo.training.heads import HeadForm, live_head, trained_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
 from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
@@ -49,7 +49,7 @@ class Trainer:
     Args:
         policy: the policy in Megatron-Core's DDP wrapper, this rank's stage and shard.
         reference: the initial policy, needed where a KL penalty is on.
-        temperature: rollout temperature; all logits are divided by it.
+        form: how all models' hidden states become logits.
         capacity: most tokens per micro-batch.
     """
 
@@ -60,9 +60,8 @@ class Trainer:
         teacher: Teacher,
         reference: torch.nn.Module | None,
         groups: ProcessGroups,
-        shard: VocabShard,
+        form: HeadForm,
         config: AlgorithmConfig,
-        temperature: float,
         capacity: int,
     ) -> None:
         self.policy = policy
@@ -70,9 +69,8 @@ class Trainer:
         self.teacher = teacher
         self.reference = reference
         self.groups = groups
-        self.shard = shard
+        self.form = form
         self.config = config
-        self.temperature = temperature
         self.capacity = capacity
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
@@ -92,7 +90,7 @@ class Trainer:
         """
         order = sorted(sequences)
         taught = self.teacher.teach(
-            [sequences[index] for index in order], self.capacity, self.groups, self.shard, self.temperature
+            [sequences[index] for index in order], self.capacity, self.groups, self.form
         )
         return taught, {index: position for position, index in enumerate(order)}
 
@@ -110,8 +108,10 @@ class Trainer:
         tokens, computed = self._count(packed)
         return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory), tokens, computed)
 
-    def _head(self, model: torch.nn.Module, kind: Callable[..., LinearHead]) -> LinearHead | None:
-        return kind(model, self.shard, self.temperature) if self.groups.is_last_stage else None
+    def _head(
+        self, model: torch.nn.Module, kind: Callable[[torch.nn.Module, HeadForm], LinearHead]
+    ) -> LinearHead | None:
+        return kind(model, self.form) if self.groups.is_last_stage else None
 
     def _score(self, model: torch.nn.Module, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
         return score(model, self._head(model, live_head), sequences, self.capacity, self.groups)

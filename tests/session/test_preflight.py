@@ -30,7 +30,7 @@ def test_the_quickstart_is_accepted(world: int) -> None:
         (["parallel.tensor=3"], 3, r"tensor parallel size 3 does not divide the model's 8 attention heads"),
         (["parallel.tensor=8"], 8, r"tensor parallel size 8 does not divide the model's 4 key/value heads"),
         (["parallel.pipeline=3"], 6, r"pipeline parallel size 3 does not divide the model's 4 layers"),
-        ([], 3, r"3 ranks cannot be shared by replicas of parallel\.tensor x parallel\.pipeline = 2 ranks"),
+        ([], 3, r"3 ranks cannot be shared by replicas of parallel\.tensor x pipeline x context = 2 ranks"),
         (["parallel.pipeline=2"], 2, r"2 ranks cannot be shared .* = 4 ranks; start a multiple of 4"),
         ([], 6, r"32 prompts per optimizer step cannot be shared evenly by 3 data-parallel replicas"),
         (["training.prompts_per_mini_batch=2"], 8, r"2 prompts .* evenly by 4 data-parallel replicas"),

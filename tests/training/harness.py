@@ -14,6 +14,7 @@ from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.ops import VocabShard
+from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
@@ -91,6 +92,7 @@ def make_trainer(
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
     layout: Layout | None = None,
+    fp32_head: bool = False,
 ) -> Trainer:
     """Build a trainer from a Hugging Face folder."""
     layout = layout or Layout()
@@ -113,9 +115,12 @@ def make_trainer(
         teacher=Teacher(teacher, policy, None if teacher.mode == "live" else load().eval()),
         reference=load().eval() if algorithm.policy.kl_coefficient > 0 else None,
         groups=groups,
-        shard=VocabShard(groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)),
+        form=HeadForm(
+            VocabShard(groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)),
+            temperature,
+            fp32_head,
+        ),
         config=algorithm,
-        temperature=temperature,
         capacity=capacity,
     )
 

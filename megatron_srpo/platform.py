@@ -73,6 +73,12 @@ def device() -> torch.device:
     return torch.device("cuda", place.local_rank if place else torch.cuda.current_device())
 
 
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to host memory, page-locked where that makes copies to a device faster."""
+    host = torch.empty_like(tensor, device="cpu", pin_memory=has_cuda())
+    return host.copy_(tensor)
+
+
 def backend() -> str:
     """Name the collective backend: NCCL with CUDA, gloo without."""
     return "nccl" if has_cuda() else "gloo"

@@ -70,6 +70,9 @@ class TeacherConfig(Config):
     trust_region_rate: float = option(
         0.05, "trust_region: share of the policy's logits.", minimum=0, maximum=1
     )
+    offload: bool = option(
+        False, "Keep the teacher's weights in host memory; they come to the device for its pass."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

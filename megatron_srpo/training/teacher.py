@@ -4,6 +4,7 @@ Shape suffixes: R response tokens, H hidden size, K width of the (possibly blend
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from megatron_srpo.ops import LinearHead
 from megatron_srpo.training.exchange import over_context
 from megatron_srpo.training.heads import HeadForm, blended_head
 from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
+from megatron_srpo.training.offload import HostWeights
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
 
 
@@ -48,6 +50,7 @@ class Teacher:
         self.config = config
         self.policy = policy
         self.copy = copy
+        self._host = HostWeights(copy) if copy is not None and config.offload else None
         self.average = _fp32_copies(copy) if copy is not None and config.mode == "ema" else []
 
     @torch.no_grad()
@@ -60,7 +63,7 @@ class Teacher:
             return
         pairs = zip(unwrap(self.policy).parameters(), self.copy.parameters(), strict=True)
         for average, (current, used) in zip(self.average, pairs, strict=True):
-            average.lerp_(current.float(), self.config.ema_rate)
+            average.lerp_(current.to(average), self.config.ema_rate)
             if used.data_ptr() != average.data_ptr():
                 used.copy_(average)
 
@@ -79,9 +82,12 @@ class Teacher:
             return TeacherPass([], None)
         models, shares = self._blend()
         batches = micro_batches(sequences, capacity, groups.split)
-        parts = [hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)]
+        with self._host.on_device() if self._host is not None else nullcontext():
+            parts = [
+                hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)
+            ]
+            head = blended_head(models, form) if groups.is_last_stage else None
         hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
-        head = blended_head(models, form) if groups.is_last_stage else None
         with torch.no_grad():
             values = [head_scores(head, rows, batch) for rows, batch in zip(hidden, batches, strict=False)]
         scores = spread_scores(batches, values, len(sequences), groups)

@@ -78,3 +78,18 @@ def test_operations_on_cuda_equal_those_on_the_cpu(dtype: torch.dtype) -> None:
     for cpu, cuda in zip(results("cpu"), results("cuda"), strict=True):
         # The same fp32 maths on the same (rounded) logits; exp and log differ in the last bits.
         torch.testing.assert_close(cuda, cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_an_offloaded_model_frees_the_device() -> None:
+    from megatron_srpo.training.offload import HostWeights
+
+    model = torch.nn.Linear(4096, 4096, bias=False, device="cuda")
+    size, before = model.weight.nbytes, torch.cuda.memory_allocated()
+    expected = model.weight.detach().cpu()
+    weights = HostWeights(model)
+    assert torch.cuda.memory_allocated() == before - size
+    assert model.weight.device.type == "cpu" and model.weight.is_pinned()
+    with weights.on_device():
+        assert torch.cuda.memory_allocated() == before
+        assert model.weight.device.type == "cuda" and torch.equal(model.weight.cpu(), expected)
+    assert torch.cuda.memory_allocated() == before - size

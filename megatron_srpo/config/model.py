@@ -9,7 +9,7 @@ from megatron_srpo.config.base import Config, option
 class ModelConfig(Config):
     """The policy at step 0."""
 
-    path: str = option(help="Folder of a dense Qwen3 in Hugging Face format.")
+    path: str = option(help="Folder of a Qwen3, dense or mixture of experts, in Hugging Face format.")
     dtype: str = option(
         "float32", "Precision of weights and activations in training.", choices=("float32", "bfloat16")
     )
@@ -30,3 +30,14 @@ class ParallelConfig(Config):
     pipeline: int = option(
         1, "Pipeline-parallel size: the layers are split into this many equal stages.", minimum=1
     )
+    expert: int = option(
+        1,
+        "Expert-parallel size: the experts of every layer are dealt out to this many ranks. They are counted "
+        "among tensor- and data-parallel ranks, of which they are a multiple or a part.",
+        minimum=1,
+    )
+
+    @property
+    def copy_ranks(self) -> int:
+        """Ranks that together hold the whole model: a replica, or several where experts are spread wider."""
+        return max(self.tensor, self.expert) * self.pipeline

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_srpo.megatron_on_cpu import cuda_calls, random_state, tensors, triton_modules
+from megatron_srpo.megatron_on_cpu import cuda_calls, experts, random_state, tensors, triton_modules
 
 _installed = False
 
@@ -22,3 +22,4 @@ def install() -> None:
     tensors.replace()
     triton_modules.stub_missing()
     random_state.replace_megatron()
+    experts.replace()

@@ -44,7 +44,8 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         platform.init_distributed(config.training.distributed_timeout_s)
     try:
         arch = check_run(config, dist.get_world_size())
-        groups = initialize_parallel(config.parallel.tensor, config.parallel.pipeline, config.seed)
+        parallel = config.parallel
+        groups = initialize_parallel(parallel.tensor, parallel.pipeline, config.seed, parallel.expert)
         trainer = build_trainer(config, arch, groups)
         progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
         if resume:

@@ -21,15 +21,22 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
 
     Raises:
         ConfigError: ranks, batches, heads, layers or lengths do not fit together.
-        ModelError: the model folder is not a dense Qwen3.
+        ModelError: the model folder is not a Qwen3.
     """
     arch = Qwen3Architecture.from_hf_folder(config.model.path)
-    replica = config.parallel.tensor * config.parallel.pipeline
-    check_layout(arch, config.parallel.tensor, config.parallel.pipeline)
-    if world_size % replica:
+    parallel = config.parallel
+    replica = parallel.tensor * parallel.pipeline
+    check_layout(arch, parallel.tensor, parallel.pipeline, parallel.expert)
+    if arch.experts is not None and parallel.tensor > 1:
         raise ConfigError(
-            f"{world_size} ranks cannot be shared by replicas of parallel.tensor x parallel.pipeline = "
-            f"{replica} ranks; start a multiple of {replica}"
+            f"parallel.tensor = {parallel.tensor}: a mixture of experts is trained with 1, as Megatron-Core "
+            "asks for sequence parallelism with more; use parallel.expert and parallel.pipeline"
+        )
+    if world_size % parallel.copy_ranks:
+        wide = "parallel.expert" if parallel.expert > parallel.tensor else "parallel.tensor"
+        raise ConfigError(
+            f"{world_size} ranks cannot be shared by replicas of {wide} x parallel.pipeline = "
+            f"{parallel.copy_ranks} ranks; start a multiple of {parallel.copy_ranks}"
         )
     if not config.data.train:
         raise ConfigError("data.train is empty; name at least one source of training prompts")

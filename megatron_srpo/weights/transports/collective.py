@@ -24,7 +24,7 @@ _PROBE = "megatron_srpo.link_probe"
 
 
 class CollectiveTransport:
-    """Broadcasts flat buckets from the first rank of the replica.
+    """Broadcasts flat buckets from the first rank of the copy.
 
     Args:
         address: where servers reach this host; "" finds it.

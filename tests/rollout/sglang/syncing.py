@@ -16,14 +16,24 @@ PROMPTS = [(5, 17, 300), (41, 42, 43, 44, 45, 46), (600,)]
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=12)
 
 
-def write_variant(folder: Path, seed: int) -> Path:
-    """Write the tiny model with every weight changed, so that an old one cannot pass for a new one."""
+def write_mixture(folder: Path) -> Path:
+    """Write a random mixture of experts with the tiny model's vocabulary and tokenizer."""
+    from tests.model.tiny import EXPERTS, write_random_qwen3
+
+    write_random_qwen3(folder, vocab_size=640, **{**EXPERTS, "num_experts": 8})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TINY_MODEL / name).read_bytes())
+    return folder
+
+
+def write_variant(folder: Path, seed: int, source: Path = TINY_MODEL) -> Path:
+    """Write a model with every weight changed, so that an old one cannot pass for a new one."""
     folder.mkdir(parents=True)
-    for file in TINY_MODEL.iterdir():
+    for file in source.iterdir():
         if file.suffix in (".json", ".jinja"):
             (folder / file.name).write_bytes(file.read_bytes())
     generator = torch.Generator().manual_seed(seed)
-    state = load_file(TINY_MODEL / "model.safetensors")
+    state = load_file(source / "model.safetensors")
     changed = {
         name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in state.items()
     }
@@ -70,13 +80,14 @@ def push_and_sample(
     endpoint: Endpoint,
     scratch: str,
     first_version: int,
+    ep: int = 1,
 ) -> list[tuple[list[Completion], Any]]:
     """For every (transport, folder), push the folder's weights and sample; rank 0 returns what it saw."""
     from megatron_srpo.model.parallel import initialize_parallel
 
     # As torchrun sets it for its processes: no group of ours may look for torchrun's store.
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    groups = initialize_parallel(tp, pp)
+    groups = initialize_parallel(tp, pp, expert=ep)
     seen = []
     for version, (transport, folder) in enumerate(jobs, start=first_version):
         sync = make_sync(groups, folder, transport, endpoint.tensor_parallel, scratch)

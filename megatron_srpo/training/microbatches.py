@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_srpo import platform
 from megatron_srpo.data.packing import pack
 from megatron_srpo.model.packing import PackedTokens, pack_tokens
+from megatron_srpo.model.parallel import ProcessGroups
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class MicroBatch:
     target_R: Tensor
     lengths: tuple[int, ...]
 
+    @property
+    def idle(self) -> bool:
+        """Whether it holds no sequence, and only keeps this rank in step with others."""
+        return not self.members
+
     def gather(self, values: Sequence[Tensor]) -> Tensor:
         """Concatenate the members' entries of ``values`` (one tensor per packed sequence) on the device."""
         return torch.cat([values[member] for member in self.members]).to(platform.device())
@@ -65,6 +72,25 @@ def micro_batches(sequences: Sequence[TokenSequence], capacity: int) -> list[Mic
     """
     lengths = [len(sequence.inputs) for sequence in sequences]
     return [_micro_batch(sequences, members) for members in pack(lengths, capacity)]
+
+
+def in_step(batches: list[MicroBatch], groups: ProcessGroups) -> list[MicroBatch]:
+    """Add idle micro-batches where other replicas have more, and this one holds a part of their experts.
+
+    Every replica of a copy of the model must come to a layer's experts equally often, or the others would
+    wait for it there for ever. A collective over the copy where experts are spread over several replicas.
+    """
+    if groups.copy.size() == groups.replica.size():
+        return batches
+    count = torch.tensor(len(batches), device=platform.device())
+    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=groups.copy)
+    return batches + [_idle_batch() for _ in range(int(count) - len(batches))]
+
+
+def _idle_batch() -> MicroBatch:
+    """Return a micro-batch of one token, which is the least that a model takes, and no response."""
+    nothing = torch.empty(0, dtype=torch.long, device=platform.device())
+    return MicroBatch((), pack_tokens([[0]]), nothing, nothing, ())
 
 
 def _micro_batch(sequences: Sequence[TokenSequence], members: Sequence[int]) -> MicroBatch:

@@ -14,7 +14,7 @@ from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.training.heads import blended_head
-from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
+from megatron_srpo.training.microbatches import TokenSequence, in_step, micro_batches, scatter
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
 
 
@@ -73,13 +73,15 @@ class Teacher:
     ) -> TeacherPass:
         """Re-score responses after their teacher prompts; forward only, over these sequences only.
 
-        A collective over the replica: every rank passes the same sequences. With none, nothing runs.
+        A collective over the replica: every rank passes the same sequences. With none, nothing runs, unless
+        other replicas need this one's experts.
         """
-        if not sequences:
-            return TeacherPass([], None)
-        models, shares = self._blend()
         batches = micro_batches(sequences, capacity)
-        parts = [hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)]
+        shared = in_step(batches, groups)
+        models, shares = self._blend() if shared else ([], [])
+        parts = [hidden_states(model, shared, share) for model, share in zip(models, shares, strict=True)]
+        if not batches:
+            return TeacherPass([], None)
         hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
         head = blended_head(models, shard, temperature) if groups.is_last_stage else None
         with torch.no_grad():

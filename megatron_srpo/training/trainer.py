@@ -14,7 +14,7 @@ from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
 from megatron_srpo.training.heads import live_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
-from megatron_srpo.training.microbatches import TokenSequence, micro_batches
+from megatron_srpo.training.microbatches import TokenSequence, in_step, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
 from megatron_srpo.training.scoring import TokenScores, score
 from megatron_srpo.training.teacher import Teacher, TeacherPass
@@ -92,9 +92,8 @@ class Trainer:
         batch = _routed(samples)
         loss = StepLoss(batch, scale, self._head(self.policy), taught.head, self.config)
         self.optimizer.zero_grad()
-        sums = schedule.forward_backward(
-            self.policy, micro_batches([sample.sequence for sample in batch], self.capacity), loss
-        )
+        batches = micro_batches([sample.sequence for sample in batch], self.capacity)
+        sums = schedule.forward_backward(self.policy, in_step(batches, self.groups), loss)
         stepped = self.optimizer.step()
         return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory))
 

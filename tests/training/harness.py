@@ -33,6 +33,7 @@ class Layout:
     pp: int = 1
     capacity: int = 4096
     order: tuple[int, ...] = ()
+    ep: int = 1
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def train_step(trainer: Trainer, rollouts: Sequence[FixedRollout]) -> UpdateResu
 
 
 def full_weights(trainer: Trainer, folder: str) -> dict[str, torch.Tensor]:
-    """Gather the policy's tensors under their Hugging Face names (a collective of the replica)."""
+    """Gather the policy's tensors under their Hugging Face names (a collective of a copy of the model)."""
     arch = Qwen3Architecture.from_hf_folder(folder)
     return {name: tensor.clone() for name, tensor in hf_tensors(trainer.policy, arch, trainer.groups)}
 
@@ -174,7 +175,7 @@ def steps_in_layout(
     steps: int = 1,
 ) -> dict[str, Any]:
     """Train ``steps`` steps on the fixed batch; return what must not depend on the layout."""
-    groups = initialize_parallel(layout.tp, layout.pp)
+    groups = initialize_parallel(layout.tp, layout.pp, expert=layout.ep)
     trainer = make_trainer(folder, groups, algorithm, capacity=layout.capacity, **options)
     results, weights = [], {}
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""What Megatron-Core's mixture-of-experts layers take for granted: Transformer Engine and tensors on a GPU."""
+"""What Megatron-Core's layers of experts take for granted: Transformer Engine, and tensors on a GPU."""
 
 from typing import Any
 

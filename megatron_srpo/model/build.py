@@ -89,7 +89,9 @@ def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups) -> dict[str,
         # Softmax over a token's chosen experts is softmax over all of them, renormalised.
         "moe_router_pre_softmax": not experts.renormalize,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "none",
+        # Off until the trainer sets its weight, which depends on the tokens of an optimizer step.
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": 0.0,
     }
 
 

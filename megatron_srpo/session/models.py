@@ -39,6 +39,7 @@ def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGro
         config=config.algorithm,
         temperature=config.rollout.temperature,
         capacity=config.training.micro_batch_tokens,
+        expert_balance=config.training.expert_balance,
     )
 
 

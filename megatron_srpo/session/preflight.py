@@ -32,6 +32,9 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
             f"parallel.tensor = {parallel.tensor}: a mixture of experts is trained with 1, as Megatron-Core "
             "asks for sequence parallelism with more; use parallel.expert and parallel.pipeline"
         )
+    balance = config.training.expert_balance
+    if arch.experts is None and balance:
+        raise ConfigError(f"training.expert_balance = {balance:g}, but the model has no experts; use 0")
     if world_size % parallel.copy_ranks:
         wide = "parallel.expert" if parallel.expert > parallel.tensor else "parallel.tensor"
         raise ConfigError(

@@ -8,13 +8,14 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
+from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, VocabShard
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage, largest_over_replicas, sum_over_replicas
 from megatron_srpo.training.heads import live_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
-from megatron_srpo.training.microbatches import TokenSequence, in_step, micro_batches
+from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, in_step, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
 from megatron_srpo.training.scoring import TokenScores, score
 from megatron_srpo.training.teacher import Teacher, TeacherPass
@@ -39,6 +40,7 @@ class Trainer:
         reference: the initial policy, needed where a KL penalty is on.
         temperature: rollout temperature; all logits are divided by it.
         capacity: most tokens per micro-batch.
+        expert_balance: weight of the loss that spreads tokens over experts.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Trainer:
         config: AlgorithmConfig,
         temperature: float,
         capacity: int,
+        expert_balance: float = 0.0,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
@@ -62,6 +65,7 @@ class Trainer:
         self.config = config
         self.temperature = temperature
         self.capacity = capacity
+        self.expert_balance = expert_balance
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
         """Return the train engine's log-probs of rollouts under the current policy: "old" log-probs."""
@@ -92,10 +96,21 @@ class Trainer:
         batch = _routed(samples)
         loss = StepLoss(batch, scale, self._head(self.policy), taught.head, self.config)
         self.optimizer.zero_grad()
-        batches = micro_batches([sample.sequence for sample in batch], self.capacity)
-        sums = schedule.forward_backward(self.policy, in_step(batches, self.groups), loss)
+        batches = in_step(micro_batches([sample.sequence for sample in batch], self.capacity), self.groups)
+        self._weigh_balance(batches)
+        sums = schedule.forward_backward(self.policy, batches, loss)
         stepped = self.optimizer.step()
         return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory))
+
+    def _weigh_balance(self, batches: Sequence[MicroBatch]) -> None:
+        """Give every micro-batch's balancing loss its share of the step's tokens.
+
+        Megatron-Core multiplies it by the micro-batch's tokens, and divides where we have it not divide.
+        """
+        if self.expert_balance:
+            tokens = torch.tensor(sum(batch.packed.tokens_1T.numel() for batch in batches))
+            everywhere = float(sum_over_replicas(tokens, self.groups))
+            unwrap(self.policy).config.moe_aux_loss_coeff = self.expert_balance / everywhere
 
     def _head(self, model: torch.nn.Module) -> LinearHead | None:
         return live_head(model, self.shard, self.temperature) if self.groups.is_last_stage else None

@@ -20,7 +20,10 @@ def write_mixture(folder: Path) -> Path:
     """Write a random mixture of experts with the tiny model's vocabulary and tokenizer."""
     from tests.model.tiny import EXPERTS, write_random_qwen3
 
-    write_random_qwen3(folder, vocab_size=640, **{**EXPERTS, "num_experts": 8})
+    # Without CUDA, SGLang pads an expert's units to 32 a rank.
+    write_random_qwen3(
+        folder, **{**EXPERTS, "vocab_size": 640, "num_experts": 8, "moe_intermediate_size": 64}
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((TINY_MODEL / name).read_bytes())
     return folder

@@ -34,8 +34,8 @@ def router_gradients(rank: int, world: int, folder: str, balances: list[float]) 
 def reference_gradients(folder: Path) -> list[torch.Tensor]:
     """Differentiate the sum over layers of experts * sum(share of tokens * mean probability)."""
     model = load_reference(folder)
-    # GRPO learns from mixed groups only, and nothing else is in the update's one micro-batch.
-    sequences = [rollout.sequence.inputs for rollout in fixed_rollouts() if rollout.group > 1]
+    # All of them are in the update's one micro-batch, those without an advantage too.
+    sequences = [rollout.sequence.inputs for rollout in fixed_rollouts()]
     runs = [model(torch.tensor([tokens]), output_router_logits=True).router_logits for tokens in sequences]
     loss = torch.zeros(())
     for layer in range(LAYERS):
@@ -52,5 +52,5 @@ def test_its_gradient_is_that_of_the_definition(tmp_path: Path) -> None:
     ((without, with_balance),) = run_ranks(1, router_gradients, str(folder), [0.0, WEIGHT])
     for off, on, expected in zip(without, with_balance, reference_gradients(folder), strict=True):
         assert expected.norm() > 1e-3
-        # fp32: both gradients are differences of sums over 150 tokens
+        # fp32: both gradients are differences of sums over some 300 tokens
         assert (on - off - expected).norm() / expected.norm() < 1e-4

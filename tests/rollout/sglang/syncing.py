@@ -67,11 +67,11 @@ def make_sync(groups: Any, folder: str, transport: str, engine_tp: int, scratch:
     return WeightSync(policy, arch, groups, kinds[transport](), engine_tp, SyncSettings(**chosen))
 
 
-def make_engine(endpoint: Endpoint) -> Any:
+def make_engine(endpoint: Endpoint, vocab_limit: int = 620) -> Any:
     """Connect to a server as the leader of a replica does."""
     from megatron_srpo.rollout.sglang.engine import SGLangEngine
 
-    return SGLangEngine([endpoint], vocab_size=640, vocab_limit=620, stop_tokens=(613, 615))
+    return SGLangEngine([endpoint], vocab_size=640, vocab_limit=vocab_limit, stop_tokens=(613, 615))
 
 
 def push_and_sample(
@@ -84,6 +84,7 @@ def push_and_sample(
     scratch: str,
     first_version: int,
     ep: int = 1,
+    vocab_limit: int = 620,
 ) -> list[tuple[list[Completion], Any]]:
     """For every (transport, folder), push the folder's weights and sample; rank 0 returns what it saw."""
     from megatron_srpo.model.parallel import initialize_parallel
@@ -94,7 +95,7 @@ def push_and_sample(
     seen = []
     for version, (transport, folder) in enumerate(jobs, start=first_version):
         sync = make_sync(groups, folder, transport, endpoint.tensor_parallel, scratch)
-        engine = make_engine(endpoint) if rank == 0 else None
+        engine = make_engine(endpoint, vocab_limit) if rank == 0 else None
         try:
             servers = engine.servers if engine else ()
             report = sync.push(servers, version, verify=True)

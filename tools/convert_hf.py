@@ -1,4 +1,4 @@
-"""Convert a dense Qwen3 between Hugging Face format and a Megatron distributed checkpoint.
+"""Convert a Qwen3 between Hugging Face format and a Megatron distributed checkpoint.
 
 Starts its own ranks: `python tools/convert_hf.py import ... --tensor-parallel 2` needs no torchrun. (Under
 torchrun, for models that need several nodes, it takes part as one rank.) Left out: other models, quantised
@@ -19,7 +19,7 @@ from typing import Any
 TIMEOUT_S = 3600.0
 
 DESCRIPTION = """\
-Convert a dense Qwen3 between Hugging Face format (safetensors, one file or sharded) and a Megatron
+Convert a Qwen3 between Hugging Face format (safetensors, one file or sharded) and a Megatron
 distributed checkpoint. Data type and every bit of every tensor are kept. A checkpoint written with one
 layout can be read with any other. Each rank reads only its own slices, so its memory stays near its shard.
 """
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if platform.rank_environment() is None:
             check_before_start(options)
-            if options.tensor_parallel * options.pipeline_parallel > 1:
+            if ranks_of(options) > 1:
                 return launch(options, sys.argv[1:] if arguments is None else arguments)
         convert(options)
     except UserError as error:
@@ -68,6 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         add = command.add_argument
         add("--tensor-parallel", type=positive, default=1, metavar="N", help="ranks per layer (default 1)")
         add("--pipeline-parallel", type=positive, default=1, metavar="N", help="stages (default 1)")
+        add("--expert-parallel", type=positive, default=1, metavar="N", help="ranks per experts (default 1)")
         add("--verify", action="store_true", help="compare fp32 logits with transformers afterwards")
     exporting.add_argument(
         "--hf-files",
@@ -92,6 +93,11 @@ def positive(text: str) -> int:
     return number
 
 
+def ranks_of(options: argparse.Namespace) -> int:
+    """Return the ranks that hold one copy of the model."""
+    return max(options.tensor_parallel, options.expert_parallel) * options.pipeline_parallel
+
+
 def check_before_start(options: argparse.Namespace) -> None:
     """Find what is wrong before any rank is started and Megatron-Core is imported."""
     from megatron_srpo.errors import CheckpointError
@@ -102,7 +108,7 @@ def check_before_start(options: argparse.Namespace) -> None:
     arch = Qwen3Architecture.from_hf_folder(
         options.source if importing else options.hf_files or options.source
     )
-    check_layout(arch, options.tensor_parallel, options.pipeline_parallel)
+    check_layout(arch, options.tensor_parallel, options.pipeline_parallel, options.expert_parallel)
     if options.target.exists():
         raise CheckpointError(f"{options.target} exists; remove it or choose another folder")
     if importing:
@@ -113,8 +119,8 @@ def launch(options: argparse.Namespace, arguments: list[str]) -> int:
     """Run this file on as many ranks of this machine as the layout has."""
     from megatron_srpo import platform
 
-    ranks = options.tensor_parallel * options.pipeline_parallel
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    ranks = f"--nproc-per-node={ranks_of(options)}"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
     command = [*launcher, __file__, *arguments]
     return subprocess.run(command, env=platform.child_environment(), check=False).returncode
 
@@ -130,7 +136,9 @@ def convert(options: argparse.Namespace) -> None:
     from megatron_srpo.weights import convert as conversion
 
     place = platform.init_distributed(TIMEOUT_S)
-    groups = initialize_parallel(options.tensor_parallel, options.pipeline_parallel)
+    groups = initialize_parallel(
+        options.tensor_parallel, options.pipeline_parallel, expert=options.expert_parallel
+    )
     importing = options.command == "import"
     with progress_bar(visible=place.rank == 0) as show:
         if importing:

@@ -68,6 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sizes = (
         ("--tensor-parallel", "trainer ranks per layer"),
         ("--pipeline-parallel", "trainer stages"),
+        ("--expert-parallel", "trainer ranks that share a layer's experts"),
         ("--engine-tensor-parallel", "ranks of a server"),
     )
     for name, meaning in sizes:
@@ -97,13 +98,16 @@ def describe(options: argparse.Namespace) -> list[str]:
 
     arch = Qwen3Architecture.from_hf_folder(options.model)
     tp, pp, engine_tp = options.tensor_parallel, options.pipeline_parallel, options.engine_tensor_parallel
-    check_layout(arch, tp, pp)
+    ep = options.expert_parallel
+    experts = f" x EP {ep}" if ep > 1 else ""
+    check_layout(arch, tp, pp, ep)
     check_engine_layout(arch, engine_tp)
-    training = Training(tp, pp, arch.padded_vocab_size(tp) // tp)
+    training = Training(tp, pp, arch.padded_vocab_size(tp) // tp, ep)
     size = ELEMENT_SIZES[options.dtype]
     plan = make_plan(options.transport, arch, training, engine_tp, options.bucket_mib * 2**20 // size)
     lines = [
-        f"trainer TP {tp} x PP {pp}, engine TP {engine_tp}, transport {options.transport}, {options.dtype}",
+        f"trainer TP {tp} x PP {pp}{experts}, engine TP {engine_tp}, transport {options.transport}, "
+        f"{options.dtype}",
         f"{sum(1 for _ in plan.buckets)} buckets in {len(plan.rounds)} rounds and {plan.lanes} lanes",
         *format_counts(count(arch, plan), size).splitlines(),
         *assembled(plan, size),

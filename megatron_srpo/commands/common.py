@@ -33,7 +33,7 @@ def add_replicas_argument(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         default=1,
         metavar="N",
-        help="data-parallel replicas to start on this machine (default 1)",
+        help="copies of the model to start on this machine, data-parallel (default 1)",
     )
 
 

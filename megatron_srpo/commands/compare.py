@@ -60,7 +60,7 @@ def _train(arguments: argparse.Namespace, name: str, seed: int, folder: Path) ->
     overrides = [*arguments.overrides, *changes, f"output_dir={json.dumps(str(folder))}"]
     config = run_config(argparse.Namespace(config=arguments.config, overrides=overrides))
     resume = (folder / "config.yaml").exists()
-    ranks = config.parallel.replica * arguments.replicas
+    ranks = config.parallel.fewest_ranks * arguments.replicas
     check_run(config, ranks)
     check_output(config, resume)
     if resume and _is_complete(config, folder):

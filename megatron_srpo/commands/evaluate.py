@@ -1,6 +1,6 @@
 """Measure held-out accuracy (avg@k, pass@k, maj@k) of a Hugging Face folder on the config's evaluation sets.
 
-The config is that of a training run; model.path may name any dense Qwen3 folder, such as the exported model
+The config is that of a training run; model.path may name any Qwen3 folder, such as the exported model
 of a finished run: megatron-srpo eval --config examples/quickstart.yaml model.path=runs/quickstart/model
 """
 

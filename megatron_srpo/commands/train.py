@@ -1,8 +1,8 @@
 """Train a policy.
 
 The config names everything: model folder, prompts, algorithm, layout. Ranks are started on this machine
-(tensor x pipeline, times --replicas); under torchrun or srun the ranks that exist are used. The run folder
-(output_dir) receives metrics.jsonl, rollouts.jsonl, checkpoints, report.html and the final model.
+(those of one copy of the model, times --replicas); under torchrun or srun the ranks that exist are used. The
+run folder (output_dir) receives metrics.jsonl, rollouts.jsonl, checkpoints, report.html and the final model.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(config, arguments.resume)
     if platform.rank_environment() is not None:
         return train_here(config, arguments.resume)
-    ranks = config.parallel.replica * arguments.replicas
+    ranks = config.parallel.fewest_ranks * arguments.replicas
     check_run(config, ranks)
     if ranks == 1:
         return train_here(config, arguments.resume)

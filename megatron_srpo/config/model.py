@@ -9,7 +9,7 @@ from megatron_srpo.config.base import Config, option
 class ModelConfig(Config):
     """The policy at step 0."""
 
-    path: str = option(help="Folder of a dense Qwen3 in Hugging Face format.")
+    path: str = option(help="Folder of a Qwen3, dense or mixture of experts, in Hugging Face format.")
     dtype: str = option(
         "float32", "Precision of weights and activations in training.", choices=("float32", "bfloat16")
     )
@@ -41,8 +41,19 @@ class ParallelConfig(Config):
         "Sequence parallelism: between the split layers, tensor-parallel ranks share the tokens. Saves "
         "activation memory; without effect where tensor is 1.",
     )
+    expert: int = option(
+        1,
+        "Expert-parallel size: the experts of every layer are dealt out to this many ranks. They are counted "
+        "among tensor-, context- and data-parallel ranks, of which they are a multiple or a part.",
+        minimum=1,
+    )
 
     @property
     def replica(self) -> int:
         """Ranks that work on the same data."""
         return self.tensor * self.pipeline * self.context
+
+    @property
+    def fewest_ranks(self) -> int:
+        """Ranks of the smallest job: a replica, or several where experts are spread over more ranks."""
+        return max(self.tensor * self.context, self.expert) * self.pipeline

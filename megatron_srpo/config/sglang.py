@@ -15,6 +15,9 @@ OWNED_OPTIONS = {
     "port": "nothing: a free port is chosen",
     "tp_size": "sglang.tensor_parallel",
     "tensor_parallel_size": "sglang.tensor_parallel",
+    "ep_size": "sglang.expert_parallel",
+    "expert_parallel_size": "sglang.expert_parallel",
+    "ep": "sglang.expert_parallel",
     "dtype": "sglang.dtype",
     "quantization": "sglang.quantization",
     "mem_fraction_static": "sglang.mem_fraction",
@@ -36,6 +39,9 @@ class SGLangConfig(Config):
 
     servers: int = option(1, "Servers to start on this machine.", minimum=1)
     tensor_parallel: int = option(1, "Ranks that share one server's weights.", minimum=1)
+    expert_parallel: int = option(
+        1, "Groups of these ranks that share out the experts; divides tensor_parallel.", minimum=1
+    )
     urls: tuple[str, ...] = option((), "External servers (http://host:port); then none is started here.")
     router: str = option(
         "auto",
@@ -75,6 +81,11 @@ class SGLangConfig(Config):
             owner = OWNED_OPTIONS.get(name.replace("-", "_"))
             if owner is not None:
                 raise ConfigError(f"SGLangConfig.options.{name} is not set here; use {owner}")
+        if self.tensor_parallel % self.expert_parallel:
+            raise ConfigError(
+                f"SGLangConfig.expert_parallel = {self.expert_parallel} does not divide tensor_parallel = "
+                f"{self.tensor_parallel}; choose a part of it"
+            )
         if self.urls:
             self._validate_external()
         elif self.api_key_file:

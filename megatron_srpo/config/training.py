@@ -49,6 +49,12 @@ class TrainingConfig(Config):
         "every layer.",
         choices=("none", "selective", "full"),
     )
+    expert_balance: float = option(
+        0.0,
+        "Weight of the loss that spreads tokens evenly over experts (Switch Transformer, equation 4) within "
+        "each micro-batch. 0: off; the router then follows the reward alone.",
+        minimum=0,
+    )
     distributed_timeout_s: float = option(
         600.0, "Seconds after which a collective operation that makes no progress fails.", minimum=1
     )

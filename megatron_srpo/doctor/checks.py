@@ -33,7 +33,7 @@ def run_checks(config_path: str | None = None, model_folder: str | None = None) 
         checks.append(check)
         if config is not None:
             rollout = config.rollout
-            ranks = config.parallel.replica
+            ranks = config.parallel.fewest_ranks
             output, model_folder = config.output_dir, model_folder or config.model.path
     if model_folder is not None:
         checks += check_model_folder(model_folder)

@@ -18,8 +18,14 @@ def check_model_folder(folder: str | Path) -> list[Check]:
     try:
         architecture = Qwen3Architecture.from_hf_folder(folder)
     except ModelError as error:
-        return [Check("model", "fail", str(error), "give the folder of a dense Qwen3 in Hugging Face format")]
-    shape = f"dense Qwen3, {architecture.num_layers} layers x {architecture.hidden_size}, "
+        return [Check("model", "fail", str(error), "give the folder of a Qwen3 in Hugging Face format")]
+    experts = architecture.experts
+    kind = (
+        "dense Qwen3"
+        if experts is None
+        else f"Qwen3 of {experts.count} experts ({experts.per_token} a token)"
+    )
+    shape = f"{kind}, {architecture.num_layers} layers x {architecture.hidden_size}, "
     return [
         Check("model", "ok", shape + f"vocabulary {architecture.vocab_size}"),
         check_weight_files(folder),

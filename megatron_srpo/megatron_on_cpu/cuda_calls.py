@@ -18,8 +18,8 @@ class _NoStream:
     def wait_event(self, event: Any) -> None:
         pass
 
-    def record_event(self, event: Any = None) -> None:
-        pass
+    def record_event(self, event: Any = None) -> "_NoStream":
+        return self
 
     def synchronize(self) -> None:
         pass

@@ -2,7 +2,14 @@
 
 import torch
 
-from megatron_srpo.megatron_on_cpu import cuda_calls, optimizer, random_state, tensors, triton_modules
+from megatron_srpo.megatron_on_cpu import (
+    cuda_calls,
+    experts,
+    optimizer,
+    random_state,
+    tensors,
+    triton_modules,
+)
 
 _installed = False
 
@@ -23,3 +30,4 @@ def install() -> None:
     triton_modules.stub_missing()
     random_state.replace_megatron()
     optimizer.replace()
+    experts.replace()

@@ -1,10 +1,12 @@
 """A Qwen3 policy as this rank's stage and shard of a Megatron-Core ``GPTModel``."""
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from megatron_srpo import platform
 from megatron_srpo.model.architecture import DEFAULT_VOCAB_MULTIPLE, Qwen3Architecture, check_layout
 from megatron_srpo.model.head import PolicyHead
 from megatron_srpo.model.megatron_core import GPTModel, TransformerConfig
@@ -58,10 +60,8 @@ def transformer_config(
             recompute_granularity=None if recompute == "none" else recompute,
             recompute_method="uniform" if recompute == "full" else None,
             recompute_num_layers=1 if recompute == "full" else None,
-            # Packed rows differ in length, so stages tell each other shapes. (The dispatcher is for experts,
-            # which do not exist here; Megatron-Core checks it all the same.)
+            # Packed rows differ in length, so stages tell each other shapes.
             variable_seq_lengths=groups.pp_size > 1,
-            moe_token_dispatcher_type="alltoall",
             # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).
             deallocate_pipeline_outputs=False,
             # Kernels of Apex and Transformer Engine, which the local layer spec does without.
@@ -72,7 +72,37 @@ def transformer_config(
             persist_layer_norm=False,
             gradient_accumulation_fusion=False,
             cross_entropy_loss_fusion=False,
+            **_expert_options(arch, groups),
         )
+
+
+def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups) -> dict[str, Any]:
+    """Return Megatron-Core's options of experts; no token is ever dropped, whatever the load."""
+    # Megatron-Core checks the dispatcher for dense models too: this one goes with lengths that vary.
+    dispatcher = {"moe_token_dispatcher_type": "alltoall"}
+    experts = arch.experts
+    if experts is None:
+        return dispatcher
+    return {
+        **dispatcher,
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        # A list, even of ones, makes Megatron-Core name the layers of a checkpoint one by one.
+        "moe_layer_freq": _expert_layers(arch) if arch.has_dense_layers else 1,
+        "expert_model_parallel_size": groups.ep_size,
+        "expert_tensor_parallel_size": 1,
+        "moe_router_topk": experts.per_token,
+        # Softmax over a token's chosen experts is softmax over all of them, renormalised.
+        "moe_router_pre_softmax": not experts.renormalize,
+        "moe_router_dtype": "fp32",
+        # Off until the trainer sets its weight, which depends on the tokens of an optimizer step.
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": 0.0,
+    }
+
+
+def _expert_layers(arch: Qwen3Architecture) -> list[int]:
+    return [int(arch.has_experts(layer)) for layer in range(arch.num_layers)]
 
 
 def build_policy(
@@ -89,7 +119,7 @@ def build_policy(
     Raises:
         ConfigError: the layout cannot split this model.
     """
-    check_layout(arch, groups.tp_size, groups.pp_size)
+    check_layout(arch, groups.tp_size, groups.pp_size, groups.ep_size)
     config = transformer_config(arch, groups, dtype, recompute)
     model = GPTModel(
         config=config,
@@ -105,4 +135,4 @@ def build_policy(
     )
     if groups.is_last_stage:
         model.output_layer = PolicyHead.replacing(model.output_layer)
-    return model
+    return model.to(platform.device())  # Megatron-Core makes routers on the CPU

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -41,6 +42,7 @@ with warnings.catch_warnings():
         get_num_layers_to_build,
     )
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 __all__ = [
     "HAVE_APEX_OR_TE",
@@ -58,6 +60,7 @@ __all__ = [
     "ShardedObject",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "clip_grad_by_total_norm_fp32",
     "dist_checkpointing",
     "finalize_model_grads",
     "gather_from_sequence_parallel_region",
@@ -65,6 +68,7 @@ __all__ = [
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
+    "get_transformer_layer_offset",
     "make_sharded_optimizer_tensor",
     "parallel_state",
     "tensor_parallel",

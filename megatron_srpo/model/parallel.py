@@ -20,8 +20,12 @@ class ProcessGroups:
         cp: ranks that share the tokens of every sequence, and have the same weights.
         dp: ranks with the same weights and other data.
         dp_cp: all ranks with the same weights.
-        shards: the ranks (tp x pp) that hold one copy of the weights.
         replica: all ranks (tp x cp x pp) that work on the same data; its first rank is the replica's leader.
+        ep: ranks of this stage that hold this layer's experts, each its part. Tensor-parallel ranks, or
+            ranks of several replicas, or both.
+        stage: ranks of this stage that together hold all its weights: the larger of ``tp`` and ``ep``.
+        copy: all ranks that together hold all weights once (stage x pp): a replica or, with context
+            parallelism, a part of one; or several replicas where experts are spread over more ranks.
         sequence: sequence parallelism: the tensor-parallel ranks share the tokens between the split layers.
     """
 
@@ -30,8 +34,10 @@ class ProcessGroups:
     cp: dist.ProcessGroup
     dp: dist.ProcessGroup
     dp_cp: dist.ProcessGroup
-    shards: dist.ProcessGroup
     replica: dist.ProcessGroup
+    ep: dist.ProcessGroup
+    stage: dist.ProcessGroup
+    copy: dist.ProcessGroup
     sequence: bool = False
 
     @property
@@ -67,6 +73,34 @@ class ProcessGroups:
         return self.dp.rank()
 
     @property
+    def ep_size(self) -> int:
+        return self.ep.size()
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the weights are handed out: one of each replica, or one of several replicas."""
+        return dist.get_world_size() // (self.copy.size() * self._copies_of_a_replica)
+
+    @property
+    def copy_index(self) -> int:
+        """Which of them is that of this rank's replica."""
+        return self._copy_number // self._copies_of_a_replica
+
+    @property
+    def sends(self) -> bool:
+        """Whether this rank's own copy is the one; context-parallel ranks hold more of them."""
+        return self._copy_number % self._copies_of_a_replica == 0
+
+    @property
+    def _copies_of_a_replica(self) -> int:
+        return max(1, self.tp_size * self.cp_size // self.stage.size())
+
+    @property
+    def _copy_number(self) -> int:
+        place = (self.dp_rank * self.cp_size + self.cp_rank) * self.tp_size + self.tp_rank
+        return place // self.stage.size()
+
+    @property
     def is_first_stage(self) -> bool:
         """Whether this rank holds the embedding."""
         return self.pp_rank == 0
@@ -88,36 +122,53 @@ class ProcessGroups:
 
 
 def initialize_parallel(
-    tp: int, pp: int, seed: int = 1, *, cp: int = 1, sequence: bool = False
+    tp: int, pp: int, seed: int = 1, *, cp: int = 1, expert: int = 1, sequence: bool = False
 ) -> ProcessGroups:
     """Make Megatron-Core's process groups and seed its random states. The default group must exist.
 
     Args:
         tp, pp, cp: tensor, pipeline and context parallel sizes; the rest of the world becomes data parallel.
         seed: base seed of Megatron-Core's per-rank random states (dropout and recomputation use them).
+        expert: expert parallel size; the experts' own matrices are not split further. One of it and ``tp``
+            must be a multiple of the other.
         sequence: sequence parallelism, where there is more than one tensor-parallel rank.
 
     Raises:
-        ConfigError: the world size is not a multiple of ``tp * pp * cp``.
+        ConfigError: the world size is not a multiple of the ranks of a replica, or of a copy of the model.
     """
     world = dist.get_world_size()
-    if world % (tp * pp * cp):
+    ranks = max(tp * cp, expert) * pp
+    if world % ranks:
+        wide = f" x context parallel {cp}" if cp > 1 else ""
+        wide += f" x expert parallel {expert}" if expert > 1 else ""
         raise ConfigError(
-            f"{world} ranks cannot hold replicas of tensor parallel {tp} x pipeline parallel {pp} x context "
-            f"parallel {cp}; start a multiple of {tp * pp * cp} ranks"
+            f"{world} ranks cannot hold replicas of tensor parallel {tp} x pipeline parallel {pp}{wide}; "
+            f"start a multiple of {ranks} ranks"
         )
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        context_parallel_size=cp,
+        expert_model_parallel_size=expert,
+        expert_tensor_parallel_size=1,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    tensor, experts = (
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_expert_model_parallel_group(),
+    )
+    shards = parallel_state.get_model_parallel_group()
+    wider = expert > tp
     return ProcessGroups(
-        tp=parallel_state.get_tensor_model_parallel_group(),
+        tp=tensor,
         pp=parallel_state.get_pipeline_model_parallel_group(),
         cp=parallel_state.get_context_parallel_group(),
         dp=parallel_state.get_data_parallel_group(),
         dp_cp=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        shards=parallel_state.get_model_parallel_group(),
         replica=_replica_group(),
+        ep=experts,
+        stage=experts if wider else tensor,
+        copy=parallel_state.get_expert_tensor_model_pipeline_parallel_group() if wider else shards,
         sequence=sequence and tp > 1,
     )
 

@@ -25,6 +25,7 @@ _SUMMARY_KEYS = (
     ("model", ("model.path",)),
     ("TP", ("parallel.tensor",)),
     ("PP", ("parallel.pipeline",)),
+    ("EP", ("parallel.expert",)),
     ("learning rate", ("optimizer.learning_rate",)),
     ("prompts per step", ("prompts_per_step", "batch.prompts", "rollout.prompts")),
     ("rollouts per prompt", ("rollouts_per_prompt", "batch.rollouts", "rollout.rollouts")),

@@ -230,7 +230,7 @@ def copy_weights(model: PreTrainedModel, tensors: Iterator[tuple[str, Tensor]]) 
         EngineError: a tensor that is unknown, of another shape, given twice (also as its tied twin) with
             different values, or missing.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = hf_parameters(model)
     written: dict[int, str] = {}
     for name, tensor in tensors:
         target = parameters.get(name)
@@ -248,6 +248,25 @@ def copy_weights(model: PreTrainedModel, tensors: Iterator[tuple[str, Tensor]]) 
             )
         target.copy_(tensor)
         written[id(target)] = name
-    missing = sorted(name for name, target in model.named_parameters() if id(target) not in written)
+    # A tied tensor has two names, of which one is enough.
+    missing = sorted({id(t): name for name, t in parameters.items() if id(t) not in written}.values())
     if missing:
         raise EngineError(f"weight update: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
+
+
+def hf_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the model's parameters by the names of its files.
+
+    transformers 5 joins all experts of a layer into two tensors; an expert's matrices are views of them here.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        experts, _, kind = name.rpartition(".")
+        if not experts.endswith(".experts"):
+            found[name] = parameter
+            continue
+        kinds = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[kind]
+        for expert, matrix in enumerate(parameter.detach()):
+            parts = zip(kinds, matrix.chunk(len(kinds)), strict=True)
+            found |= {f"{experts}.{expert}.{part}.weight": view for part, view in parts}
+    return found

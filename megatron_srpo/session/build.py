@@ -46,7 +46,12 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         arch = check_run(config, dist.get_world_size())
         layout = config.parallel
         groups = initialize_parallel(
-            layout.tensor, layout.pipeline, config.seed, cp=layout.context, sequence=layout.sequence
+            layout.tensor,
+            layout.pipeline,
+            config.seed,
+            cp=layout.context,
+            expert=layout.expert,
+            sequence=layout.sequence,
         )
         trainer = build_trainer(config, arch, groups)
         progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}

@@ -99,8 +99,16 @@ def _link_sglang(
             engine = _sglang_engine(config, arch, tokenizer, endpoints, generation, fleet)
             on_failure.callback(engine.close)
         transport = _transport(config, groups, endpoints)
-        servers_tp = config.rollout.sglang.tensor_parallel
-        sync = WeightSync(trainer.policy, arch, groups, transport, servers_tp, _sync_settings(config))
+        servers = config.rollout.sglang
+        sync = WeightSync(
+            trainer.policy,
+            arch,
+            groups,
+            transport,
+            servers.tensor_parallel,
+            _sync_settings(config),
+            servers.expert_parallel,
+        )
         publisher = SGLangPublisher(
             fleet,
             engine,
@@ -168,7 +176,8 @@ def _transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[End
         return DiskTransport(groups, folder, config.model.path)
     if name == "collective":
         return CollectiveTransport(groups, chosen.tensor_parallel, sync.address, sync.timeout_s)
-    return TensorTransport(groups, chosen.tensor_parallel, whole=bool(chosen.quantization))
+    whole = bool(chosen.quantization)
+    return TensorTransport(groups, chosen.tensor_parallel, whole, chosen.expert_parallel)
 
 
 def _sync_settings(config: RunConfig) -> SyncSettings:

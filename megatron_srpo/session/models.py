@@ -37,6 +37,7 @@ def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGro
         form=_head_form(config, arch, groups),
         config=config.algorithm,
         capacity=config.training.micro_batch_tokens,
+        expert_balance=config.training.expert_balance,
     )
 
 

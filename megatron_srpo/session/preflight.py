@@ -21,15 +21,32 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
 
     Raises:
         ConfigError: ranks, batches, heads, layers or lengths do not fit together.
-        ModelError: the model folder is not a dense Qwen3.
+        ModelError: the model folder is not a Qwen3.
     """
     arch = Qwen3Architecture.from_hf_folder(config.model.path)
-    replica = config.parallel.replica
-    check_layout(arch, config.parallel.tensor, config.parallel.pipeline)
-    if world_size % replica:
+    parallel = config.parallel
+    replica = parallel.replica
+    check_layout(arch, parallel.tensor, parallel.pipeline, parallel.expert)
+    if arch.experts is not None and parallel.tensor > 1 and not parallel.sequence:
         raise ConfigError(
-            f"{world_size} ranks cannot be shared by replicas of parallel.tensor x pipeline x context = "
-            f"{replica} ranks; start a multiple of {replica}"
+            f"parallel.tensor = {parallel.tensor}: a mixture of experts is trained with 1, or with sequence "
+            "parallelism; set parallel.sequence=true"
+        )
+    balance = config.training.expert_balance
+    if arch.experts is None and balance:
+        raise ConfigError(f"training.expert_balance = {balance:g}, but the model has no experts; use 0")
+    if balance and parallel.tensor * parallel.context > 1:
+        raise ConfigError(
+            f"training.expert_balance = {balance:g} with parallel.tensor x context = "
+            f"{parallel.tensor * parallel.context}: its weight is known for whole sequences on one rank "
+            "only; use 1, or training.expert_balance=0"
+        )
+    fewest = parallel.fewest_ranks
+    if world_size % fewest:
+        wide = "expert x pipeline" if fewest > replica else "tensor x pipeline x context"
+        raise ConfigError(
+            f"{world_size} ranks cannot be shared by replicas of parallel.{wide} = {fewest} ranks; start a "
+            f"multiple of {fewest}"
         )
     if not config.data.train:
         raise ConfigError("data.train is empty; name at least one source of training prompts")

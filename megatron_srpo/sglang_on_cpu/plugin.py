@@ -1,10 +1,13 @@
 """What is changed in SGLang's processes, through its hook registry."""
 
-from megatron_srpo.sglang_on_cpu import attention, sampling
+from megatron_srpo.sglang_on_cpu import attention, experts, sampling
 
 
 def register() -> None:
-    """Register seeded sampling and batched attention. Called by SGLang in each of its processes."""
+    """Register seeded sampling, batched attention and the choice of experts.
+
+    Called by SGLang in each of its processes.
+    """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     batch = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
@@ -17,4 +20,5 @@ def register() -> None:
         sampling.sample_filtered,
         HookType.AROUND,
     )
+    HookRegistry.register("sglang.srt.layers.moe.topk.TopK.forward_cpu", experts.choose, HookType.AROUND)
     attention.register()

@@ -24,6 +24,7 @@ from megatron_srpo.model.megatron_core import (
     tensor_parallel,
 )
 from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.training.optimizer_state import describe_optimizer, restore_optimizer
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.folders import new_folder
 from megatron_srpo.weights.megatron_checkpoint import short_cause
@@ -91,7 +92,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
             "saved with, or start a new run"
         ) from error
     unwrap(trainer.policy).load_state_dict(state["policy"])
-    trainer.optimizer.optimizer.load_state_dict(state["optimizer"])
+    restore_optimizer(trainer.optimizer.optimizer, state)
     trainer.optimizer.scheduler.load_state_dict(state["scheduler"])
     _restore_average(trainer, state.get("teacher"))
     if "random" in state:
@@ -110,9 +111,7 @@ def _state(trainer: Trainer, loading: bool) -> dict[str, Any]:
     policy = unwrap(trainer.policy).sharded_state_dict(metadata=metadata)
     state: dict[str, Any] = {
         "policy": policy,
-        "optimizer": trainer.optimizer.optimizer.sharded_state_dict(
-            policy, is_loading=loading, metadata=metadata
-        ),
+        **describe_optimizer(trainer.optimizer.optimizer, policy, loading, metadata),
         "scheduler": trainer.optimizer.scheduler.state_dict(),
         "random": _random_states(trainer.groups),
     }

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_srpo import platform
 from megatron_srpo.data.packing import pack_evenly
 from megatron_srpo.model.packing import UNDIVIDED, PackedTokens, TokenSplit, pack_tokens
+from megatron_srpo.model.parallel import ProcessGroups
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class MicroBatch:
     lengths: tuple[int, ...]
     place_R: Tensor | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it holds no sequence, and only keeps this rank in step with others."""
+        return not self.members
+
     def gather(self, values: Sequence[Tensor]) -> Tensor:
         """Concatenate the members' entries of ``values`` (one tensor per packed sequence) on the device."""
         whole = torch.cat([values[member] for member in self.members]).to(platform.device())
@@ -89,6 +96,25 @@ def micro_batches(
     unit = split.sequence_multiple
     lengths = [-(-len(sequence.inputs) // unit) * unit for sequence in sequences]
     return [_micro_batch(sequences, members, split) for members in pack_evenly(lengths, capacity)]
+
+
+def in_step(batches: list[MicroBatch], groups: ProcessGroups) -> list[MicroBatch]:
+    """Add idle micro-batches where other replicas have more, and this one holds a part of their experts.
+
+    Every replica that shares experts must come to a layer's experts equally often, or the others would wait
+    for it there for ever. A collective over these replicas.
+    """
+    if groups.stage.size() <= groups.tp_size * groups.cp_size:
+        return batches
+    count = torch.tensor(len(batches), device=platform.device())
+    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=groups.copy)
+    return batches + [_idle_batch(groups.split) for _ in range(int(count) - len(batches))]
+
+
+def _idle_batch(split: TokenSplit) -> MicroBatch:
+    """Return a micro-batch of one token, which is the least that a model takes, and no response."""
+    nothing = torch.empty(0, dtype=torch.long, device=platform.device())
+    return MicroBatch((), pack_tokens([[0]], split), nothing, nothing, ())
 
 
 def _micro_batch(sequences: Sequence[TokenSequence], members: Sequence[int], split: TokenSplit) -> MicroBatch:

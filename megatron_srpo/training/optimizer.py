@@ -17,6 +17,7 @@ from megatron_srpo.model.megatron_core import (
     MegatronOptimizer,
     MegatronOptimizerConfig,
     OptimizerParamScheduler,
+    clip_grad_by_total_norm_fp32,
     finalize_model_grads,
     get_megatron_optimizer,
 )
@@ -97,9 +98,15 @@ class PolicyOptimizer:
         return OptimizerStep(norm, self.learning_rate, applied)
 
     def _clip(self) -> float:
-        if self.config.grad_clip > 0:
-            return float(self.optimizer.clip_grad_norm(self.config.grad_clip))
-        return float(self.optimizer.get_grad_norm())
+        """Return the norm over all parameters, and clip by it.
+
+        Experts that are spread over ranks have an optimizer of their own beside the one of the other weights.
+        """
+        norm = float(self.optimizer.get_grad_norm())
+        if self.config.grad_clip > 0 and math.isfinite(norm):
+            for optimizer in self.optimizer.chained_optimizers:
+                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.config.grad_clip, norm)
+        return norm
 
     def make_state(self) -> None:
         """Allocate Adam's moments, as zeros, where no step has done so yet: a checkpoint describes them."""

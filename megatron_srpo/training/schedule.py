@@ -25,10 +25,13 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def forward(model: torch.nn.Module, batches: Sequence[MicroBatch], collect: Collect) -> list[Tensor]:
-    """Run a forward pass; return ``collect``'s results in order on the last stage, nothing elsewhere."""
+    """Run a forward pass; return ``collect``'s results in order on the last stage, nothing elsewhere.
 
-    def finish(output: Tensor, batch: MicroBatch, **_: Any) -> Tensor:
-        return collect(_response_rows(model, output, batch), batch)
+    Idle micro-batches have no result.
+    """
+
+    def finish(output: Tensor, batch: MicroBatch, **_: Any) -> Tensor | None:
+        return None if batch.idle else collect(_response_rows(model, output, batch), batch)
 
     return _run(model, batches, finish, forward_only=True)
 
@@ -40,8 +43,11 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
     on the last stage, nothing elsewhere.
     """
 
-    def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        value, sums = loss(_response_rows(model, output, batch), batch)
+    def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        if batch.idle:
+            value, sums = output.sum() * 0.0, None
+        else:
+            value, sums = loss(_response_rows(model, output, batch), batch)
         # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
         return value, torch.ones((), dtype=torch.int, device=value.device), sums
 
@@ -62,6 +68,9 @@ def _response_rows(model: torch.nn.Module, output: Tensor, batch: MicroBatch) ->
 def _run(
     model: torch.nn.Module, batches: Sequence[MicroBatch], finish: Callable[..., Any], forward_only: bool
 ) -> list[Tensor]:
+    if not batches:
+        return []
+
     def step(iterator: Iterator[MicroBatch], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
         batch = next(iterator)
         packed = batch.packed
@@ -70,7 +79,7 @@ def _run(
         )
         return output, lambda result, **options: finish(result, batch, **options)
 
-    return get_forward_backward_func()(
+    results = get_forward_backward_func()(
         forward_step_func=step,
         data_iterator=iter(batches),
         model=model,
@@ -81,3 +90,4 @@ def _run(
         forward_only=forward_only,
         collect_non_loss_data=forward_only,
     )
+    return [result for result in results if result is not None]

@@ -13,7 +13,7 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead, check_targets, fused_linear_log_prob
 from megatron_srpo.training import schedule
 from megatron_srpo.training.exchange import from_last_stage, over_context
-from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches, scatter
+from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, in_step, micro_batches, scatter
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def score(
         head: the model's head on the last stage, ``None`` before it.
         capacity: most tokens per micro-batch.
     """
-    if not sequences:
-        return []
     batches = micro_batches(sequences, capacity, groups.split)
-    values = schedule.forward(model, batches, lambda hidden_RH, batch: head_scores(head, hidden_RH, batch))
+    values = schedule.forward(
+        model, in_step(batches, groups), lambda hidden_RH, batch: head_scores(head, hidden_RH, batch)
+    )
     return spread_scores(batches, values, len(sequences), groups)
 
 
@@ -66,6 +66,8 @@ def spread_scores(
     batches: Sequence[MicroBatch], values: Sequence[Tensor], count: int, groups: ProcessGroups
 ) -> list[TokenScores]:
     """Give all ranks of the replica the last stage's [R, 2] scores, in the order of the sequences."""
+    if not batches:
+        return []
     values = [over_context(value, batch, groups) for value, batch in zip(values, batches, strict=False)]
     total = sum(sum(batch.lengths) for batch in batches)
     everything = torch.cat(values).float() if values else None

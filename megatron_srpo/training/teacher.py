@@ -16,7 +16,7 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training.exchange import over_context
 from megatron_srpo.training.heads import HeadForm, blended_head
-from megatron_srpo.training.microbatches import TokenSequence, micro_batches, scatter
+from megatron_srpo.training.microbatches import TokenSequence, in_step, micro_batches, scatter
 from megatron_srpo.training.offload import HostWeights
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
 
@@ -76,17 +76,20 @@ class Teacher:
     ) -> TeacherPass:
         """Re-score responses after their teacher prompts; forward only, over these sequences only.
 
-        A collective over the replica: every rank passes the same sequences. With none, nothing runs.
+        A collective over the replica: every rank passes the same sequences. With none, nothing runs, unless
+        other replicas need this one's experts.
         """
-        if not sequences:
+        batches = micro_batches(sequences, capacity, groups.split)
+        shared = in_step(batches, groups)
+        if not shared:
             return TeacherPass([], None)
         models, shares = self._blend()
-        batches = micro_batches(sequences, capacity, groups.split)
         with self._host.on_device() if self._host is not None else nullcontext():
-            parts = [
-                hidden_states(model, batches, share) for model, share in zip(models, shares, strict=True)
-            ]
-            head = blended_head(models, form) if groups.is_last_stage else None
+            pairs = zip(models, shares, strict=True)
+            parts = [hidden_states(model, shared, share) for model, share in pairs]
+            head = blended_head(models, form) if batches and groups.is_last_stage else None
+        if not batches:
+            return TeacherPass([], None)
         hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
         with torch.no_grad():
             values = [head_scores(head, rows, batch) for rows, batch in zip(hidden, batches, strict=False)]

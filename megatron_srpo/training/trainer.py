@@ -8,6 +8,7 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
+from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training import schedule
@@ -19,7 +20,7 @@ from megatron_srpo.training.exchange import (
 )
 from megatron_srpo.training.heads import HeadForm, live_head, trained_head
 from megatron_srpo.training.loss import SUM_NAMES, LossMemory, StepLoss, StepScale, TrainingSample
-from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, micro_batches
+from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, in_step, micro_batches
 from megatron_srpo.training.optimizer import OptimizerStep, PolicyOptimizer
 from megatron_srpo.training.scoring import TokenScores, score
 from megatron_srpo.training.teacher import Teacher, TeacherPass
@@ -51,6 +52,7 @@ class Trainer:
         reference: the initial policy, needed where a KL penalty is on.
         form: how all models' hidden states become logits.
         capacity: most tokens per micro-batch.
+        expert_balance: weight of the loss that spreads tokens over experts.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Trainer:
         form: HeadForm,
         config: AlgorithmConfig,
         capacity: int,
+        expert_balance: float = 0.0,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
@@ -72,6 +75,7 @@ class Trainer:
         self.form = form
         self.config = config
         self.capacity = capacity
+        self.expert_balance = expert_balance
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
         """Return the train engine's log-probs of rollouts under the current policy: "old" log-probs."""
@@ -103,10 +107,22 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = StepLoss(batch, scale, self._head(self.policy, trained_head), taught.head, self.config)
         packed = micro_batches([s.sequence for s in batch], self.capacity, self.groups.split)
-        sums = schedule.forward_backward(self.policy, packed, loss)
+        shared = in_step(packed, self.groups)
+        self._weigh_balance(shared)
+        sums = schedule.forward_backward(self.policy, shared, loss)
         stepped = self.optimizer.step()
         tokens, computed = self._count(packed)
         return UpdateResult(self._total(sums), scale, stepped, self._largest(loss.memory), tokens, computed)
+
+    def _weigh_balance(self, batches: Sequence[MicroBatch]) -> None:
+        """Give every micro-batch's balancing loss its share of the step's tokens.
+
+        Megatron-Core multiplies it by the micro-batch's tokens, and divides where we have it not divide.
+        """
+        if self.expert_balance:
+            tokens = torch.tensor(sum(batch.packed.tokens_1T.numel() for batch in batches))
+            everywhere = float(sum_over_tokens(tokens, self.groups))
+            unwrap(self.policy).config.moe_aux_loss_coeff = self.expert_balance / everywhere
 
     def _head(
         self, model: torch.nn.Module, kind: Callable[[torch.nn.Module, HeadForm], LinearHead]

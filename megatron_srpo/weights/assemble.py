@@ -1,8 +1,8 @@
 """Carries out a resharding plan: buckets put together on their assemblers, one round ahead of their use.
 
 While a caller sends the buckets of one round, the slices of the next are already travelling between the ranks
-of the replica, converted to the engine's type where they lie. A rank holds two buckets per lane that it
-assembles, and what it exchanges in one round; never the model.
+of one copy of the model, converted to the engine's type where they lie. A rank holds two buckets per lane
+that it assembles, and what it exchanges in one round; never the model.
 """
 
 import datetime
@@ -26,12 +26,14 @@ class FilledBucket:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield name and view of every tensor."""
         for slot in self.bucket.slots:
-            yield slot.planned.tensor.name, _view(self.flat, slot)
+            tensor = slot.planned.tensor
+            yield tensor.name, _view(self.flat, slot).view(tensor.shape)
 
 
 def _view(flat: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """Return a tensor's place in the bucket, in the shape of which the plan's targets are boxes."""
     tensor = slot.planned.tensor
-    return flat[slot.offset : slot.offset + tensor.size].view(tensor.shape)
+    return flat[slot.offset : slot.offset + tensor.size].view(tensor.matrix_shape)
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ class BucketMemory:
 
 
 class Assembly:
-    """One pass over a plan on one rank of a replica. Every rank of the replica calls the same methods.
+    """One pass over a plan on one rank of a copy of the model. Every rank of it calls the same methods.
 
     Args:
         parameters: this rank's parameters by their Megatron name.
-        group: the replica; its ranks are the plan's ranks.
+        group: the copy; its ranks are the plan's ranks.
         memory: where the buckets lie, and the engine's type.
         timeout_s: longest wait for another rank.
     """

@@ -142,7 +142,7 @@ def verify(checkpoint: Path, hf_folder: Path, groups: ProcessGroups) -> float:
 def _load_fp32(checkpoint: Path, arch: Qwen3Architecture, groups: ProcessGroups) -> torch.nn.Module:
     model = build_policy(arch, groups, stored_dtype(checkpoint))
     load_megatron(model, checkpoint)
-    wide = build_policy(arch, groups, torch.float32)
+    wide = build_policy(arch, groups, torch.float32).eval()
     with torch.no_grad():
         for parameter, value in zip(wide.parameters(), model.parameters(), strict=True):
             parameter.copy_(value)

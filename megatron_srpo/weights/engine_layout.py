@@ -3,7 +3,8 @@
 Two layouts: whole tensors under their Hugging Face names, which every engine takes and cuts itself, and the
 parameters that one tensor-parallel rank of an SGLang server holds, fused and cut as it does.
 
-Source of the second: SGLang 0.5.23, ``models/qwen3.py`` and ``layers/{linear,vocab_parallel_embedding}.py``.
+Source of the second: SGLang 0.5.23, ``models/qwen3.py``, ``models/qwen3_moe.py``,
+``layers/{linear,vocab_parallel_embedding}.py`` and ``layers/moe/fused_moe_triton/layer.py``.
 That it still holds is proved at the first synchronisation of a run, by checksums of what the server holds.
 """
 
@@ -16,6 +17,7 @@ from megatron_srpo.weights.table import (
     HF_EMBEDDING,
     HF_FINAL_NORM,
     HF_HEAD,
+    HF_ROUTER,
     Box,
     Piece,
     Shape,
@@ -28,7 +30,10 @@ SGLANG_VOCAB_MULTIPLE = 64
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """One tensor that an engine rank holds. Rows that no piece covers (vocabulary padding) are 0."""
+    """One tensor that an engine rank holds. Rows that no piece covers (vocabulary padding) are 0.
+
+    The pieces' targets are boxes of :attr:`matrix_shape`.
+    """
 
     name: str
     shape: Shape
@@ -38,6 +43,11 @@ class EngineTensor:
     def size(self) -> int:
         """Number of elements, padding included."""
         return Box((0,) * len(self.shape), self.shape).size
+
+    @property
+    def matrix_shape(self) -> Shape:
+        """The shape, with experts that lie one after another seen as one matrix of all their rows."""
+        return self.shape if len(self.shape) < 3 else (self.shape[0] * self.shape[1], self.shape[2])
 
 
 def _whole(name: str, hf_name: str, shape: Shape) -> EngineTensor:
@@ -51,13 +61,19 @@ def hf_layout(arch: Qwen3Architecture) -> tuple[EngineTensor, ...]:
     return tuple(_whole(name, name, shape) for name, shape in hf_shapes(arch).items())
 
 
-def check_engine_layout(arch: Qwen3Architecture, tp_size: int) -> None:
+def check_engine_layout(arch: Qwen3Architecture, tp_size: int, ep_size: int = 1) -> None:
     """Refuse an engine tensor-parallel size that SGLang cannot use with this model.
+
+    Args:
+        ep_size: expert parallel size of the engine; a part of its tensor-parallel ranks.
 
     Raises:
         ConfigError: names the size and what it does not divide.
     """
-    for what, size in (("attention heads", arch.num_heads), ("feed-forward units", arch.ffn_hidden_size)):
+    split = {"attention heads": arch.num_heads}
+    if arch.has_dense_layers:
+        split["feed-forward units"] = arch.ffn_hidden_size
+    for what, size in split.items():
         if size % tp_size:
             raise ConfigError(
                 f"engine tensor parallel size {tp_size} does not divide the model's {size} {what}; "
@@ -69,19 +85,44 @@ def check_engine_layout(arch: Qwen3Architecture, tp_size: int) -> None:
             f"engine tensor parallel size {tp_size} and the model's {arch.num_kv_heads} key/value heads: "
             "one must be a multiple of the other; choose another size"
         )
+    _check_engine_experts(arch, tp_size, ep_size)
+
+
+def _check_engine_experts(arch: Qwen3Architecture, tp_size: int, ep_size: int) -> None:
+    count = arch.experts.count if arch.experts else 1
+    if tp_size % ep_size or count % ep_size:
+        raise ConfigError(
+            f"engine expert parallel size {ep_size} does not divide its tensor parallel size {tp_size} and "
+            f"the model's {count} experts; choose another"
+        )
+    units, ranks = (arch.experts.ffn_hidden_size if arch.experts else 0), tp_size // ep_size
+    if units % ranks:
+        raise ConfigError(
+            f"engine tensor parallel size {tp_size} over expert parallel size {ep_size} is {ranks}, which "
+            f"does not divide the {units} feed-forward units of an expert; choose another"
+        )
 
 
 @lru_cache(maxsize=64)
-def sglang_layout(arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> tuple[EngineTensor, ...]:
+def sglang_layout(
+    arch: Qwen3Architecture, tp_rank: int, tp_size: int, ep_size: int = 1
+) -> tuple[EngineTensor, ...]:
     """Return every parameter of one tensor-parallel rank of an SGLang server, in the model's order.
 
     Raises:
         ConfigError: SGLang cannot split this model ``tp_size`` ways.
     """
-    check_engine_layout(arch, tp_size)
+    check_engine_layout(arch, tp_size, ep_size)
     tensors = [_vocab_shard(HF_EMBEDDING, arch, tp_rank, tp_size)]
     for index in range(arch.num_layers):
-        tensors.extend(_layer(f"model.layers.{index}.", arch, tp_rank, tp_size))
+        prefix = f"model.layers.{index}."
+        tensors.extend(_attention(prefix, arch, tp_rank, tp_size))
+        if arch.has_experts(index):
+            tensors.extend(_experts(prefix, arch, tp_rank, tp_size, ep_size))
+        else:
+            tensors.append(_gate_up(prefix, arch, tp_rank, tp_size))
+            down = prefix + "mlp.down_proj.weight"
+            tensors.append(_columns(down, arch.hidden_size, arch.ffn_hidden_size, tp_rank, tp_size))
     tensors.append(_whole(HF_FINAL_NORM, HF_FINAL_NORM, (arch.hidden_size,)))
     if not arch.tied_embeddings:
         tensors.append(_vocab_shard(HF_HEAD, arch, tp_rank, tp_size))
@@ -106,7 +147,8 @@ def _round_up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
-def _layer(prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> list[EngineTensor]:
+def _attention(prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> list[EngineTensor]:
+    """List the attention of a layer, and its norms."""
     hidden, head = arch.hidden_size, arch.head_dim
     norms = {
         "input_layernorm.weight": hidden,
@@ -117,20 +159,18 @@ def _layer(prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> 
     return [
         _qkv(prefix, arch, tp_rank, tp_size),
         _columns(prefix + "self_attn.o_proj.weight", hidden, arch.num_heads * head, tp_rank, tp_size),
-        _gate_up(prefix, arch, tp_rank, tp_size),
-        _columns(prefix + "mlp.down_proj.weight", hidden, arch.ffn_hidden_size, tp_rank, tp_size),
         *(_whole(prefix + name, prefix + name, (size,)) for name, size in norms.items()),
     ]
 
 
-def _stacked(name: str, width: int, runs: list[tuple[str, int, int]]) -> EngineTensor:
+def _stacked(width: int, runs: list[tuple[str, int, int]]) -> tuple[Piece, ...]:
     """Stack runs of rows, given as (Hugging Face name, first row, rows), one under another."""
     pieces, row = [], 0
     for hf_name, first, rows in runs:
         source = Box((first, 0), (first + rows, width))
         pieces.append(Piece(hf_name, source, Box((row, 0), (row + rows, width))))
         row += rows
-    return EngineTensor(name, (row, width), tuple(pieces))
+    return tuple(pieces)
 
 
 def _qkv(prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> EngineTensor:
@@ -148,13 +188,43 @@ def _qkv(prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> En
         (attention + "k_proj.weight", tp_rank // copies * keys, keys),
         (attention + "v_proj.weight", tp_rank // copies * keys, keys),
     ]
-    return _stacked(attention + "qkv_proj.weight", arch.hidden_size, runs)
+    rows = queries + 2 * keys
+    return EngineTensor(
+        attention + "qkv_proj.weight", (rows, arch.hidden_size), _stacked(arch.hidden_size, runs)
+    )
 
 
 def _gate_up(prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int) -> EngineTensor:
     rows = arch.ffn_hidden_size // tp_size
     runs = [(f"{prefix}mlp.{kind}_proj.weight", tp_rank * rows, rows) for kind in ("gate", "up")]
-    return _stacked(prefix + "mlp.gate_up_proj.weight", arch.hidden_size, runs)
+    name, shape = prefix + "mlp.gate_up_proj.weight", (2 * rows, arch.hidden_size)
+    return EngineTensor(name, shape, _stacked(arch.hidden_size, runs))
+
+
+def _experts(
+    prefix: str, arch: Qwen3Architecture, tp_rank: int, tp_size: int, ep_size: int
+) -> list[EngineTensor]:
+    """Give a rank its run of experts, and of each its run of units; gate over up, one expert after another.
+
+    Ranks that share their experts are neighbours. The router is whole on every rank.
+    """
+    assert arch.experts is not None
+    hidden, cuts = arch.hidden_size, tp_size // ep_size
+    held, units = arch.experts.count // ep_size, arch.experts.ffn_hidden_size // cuts
+    first, start = tp_rank // cuts * held, tp_rank % cuts * units
+    names = [f"{prefix}mlp.experts.{expert}." for expert in range(first, first + held)]
+    runs = [(f"{name}{kind}_proj.weight", start, units) for name in names for kind in ("gate", "up")]
+    columns = Box((0, start), (hidden, start + units))
+    down = tuple(
+        Piece(f"{name}down_proj.weight", columns, Box((place * hidden, 0), ((place + 1) * hidden, units)))
+        for place, name in enumerate(names)
+    )
+    router = prefix + HF_ROUTER
+    return [
+        _whole(router, router, (arch.experts.count, hidden)),
+        EngineTensor(f"{prefix}mlp.experts.w13_weight", (held, 2 * units, hidden), _stacked(hidden, runs)),
+        EngineTensor(f"{prefix}mlp.experts.w2_weight", (held, hidden, units), down),
+    ]
 
 
 def _columns(name: str, outputs: int, inputs: int, tp_rank: int, tp_size: int) -> EngineTensor:

@@ -1,8 +1,8 @@
 """Full Hugging Face tensors out of Megatron shards, for the rollout engine and for export.
 
-The ranks of one pipeline stage all-gather what they own within their tensor-parallel group, and the stage
-broadcasts the result to the other stages. Small tensors travel together, large ones in parts, so that neither
-the number of collectives nor the size of their buffers grows with the model.
+The ranks that hold one pipeline stage all-gather what they own, or the one that owns a thing alone broadcasts
+it (an expert), and the stage broadcasts the result to the other stages. Small tensors travel together, large
+ones in parts, so that neither the number of collectives nor the size of their buffers grows with the model.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,20 +17,28 @@ from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.load import model_table, place_of
-from megatron_srpo.weights.table import Box, OwnedPiece, Piece, Shape, hf_shapes, owners_by_tensor
+from megatron_srpo.weights.table import (
+    Box,
+    OwnedPiece,
+    Piece,
+    Shape,
+    hf_shapes,
+    owners_by_tensor,
+    stage_size,
+)
 
-# Elements that one exchange carries at most, over all tensor-parallel ranks (16 MiB in fp32). With the
+# Elements that one exchange carries at most, over all ranks of a stage (16 MiB in fp32). With the
 # backend's own buffers an exchange needs about four times that, so this bounds the memory of export and sync.
 EXCHANGE_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One round of communication: what the tensor-parallel ranks of one stage hand out.
+    """One round of communication: what the ranks of one stage hand out.
 
     Attributes:
         pp_rank: the stage that sends.
-        sent: by tensor-parallel rank, the owned pieces in the order of its buffer.
+        sent: by rank of the stage, the owned pieces in the order of its buffer.
         complete: tensors that are whole after this round, in order.
     """
 
@@ -43,6 +51,12 @@ class Exchange:
         """Elements of each rank's buffer; ranks that send less leave the rest unused."""
         return max(sum(owned.piece.source.size for owned in pieces) for pieces in self.sent)
 
+    @property
+    def senders(self) -> tuple[int, ...]:
+        """The ranks of the stage whose buffers travel: the only one that has anything, or all."""
+        filled = [rank for rank, pieces in enumerate(self.sent) if pieces]
+        return tuple(filled) if len(filled) == 1 else tuple(range(len(self.sent)))
+
 
 @torch.no_grad()
 def hf_tensors(
@@ -51,9 +65,9 @@ def hf_tensors(
     groups: ProcessGroups,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every Hugging Face tensor, whole, in the order of ``hf_shapes``. A collective over the replica.
+    """Yield every Hugging Face tensor, whole, in the order of ``hf_shapes``. A collective over the copy.
 
-    Every rank of the replica must consume the iterator to its end; all get the same tensors. Beside the
+    Every rank of the copy must consume the iterator to its end; all get the same tensors. Beside the
     tensors of one exchange (at most one tensor larger than an exchange), nothing is kept.
 
     Args:
@@ -65,13 +79,13 @@ def hf_tensors(
     device = next(iter(parameters.values())).device
     vocab_rows = unwrap(model).vocab_size // groups.tp_size
     whole: dict[str, torch.Tensor] = {}
-    for exchange in plan_exchanges(arch, groups.tp_size, groups.pp_size, vocab_rows):
+    for exchange in plan_exchanges(arch, groups.tp_size, groups.pp_size, vocab_rows, ep_size=groups.ep_size):
         buffer = torch.empty(exchange.length, dtype=dtype or own_type, device=device)
         if exchange.pp_rank == place.pp_rank:
-            _pack(buffer, exchange.sent[place.tp_rank], parameters)
-        received = _communicate(buffer, exchange.pp_rank, groups)
-        for tp_rank, pieces in enumerate(exchange.sent):
-            _unpack(received[tp_rank], pieces, whole, shapes)
+            _pack(buffer, exchange.sent[place.rank], parameters)
+        received = _communicate(buffer, exchange, groups)
+        for rank, content in zip(exchange.senders, received, strict=True):
+            _unpack(content, exchange.sent[rank], whole, shapes)
         del buffer, received  # not alive beside the next exchange's
         for name in exchange.complete:
             yield name, whole.pop(name)
@@ -103,16 +117,19 @@ def _unpack(
         offset += source.size
 
 
-def _communicate(buffer: torch.Tensor, pp_rank: int, groups: ProcessGroups) -> torch.Tensor:
-    """Return [TP, length]: every tensor-parallel rank's buffer of stage ``pp_rank``, on all ranks."""
-    received = buffer
-    if groups.tp_size > 1:
-        received = buffer.new_empty(groups.tp_size * buffer.numel())
-        if groups.pp_rank == pp_rank:
-            dist.all_gather(list(received.chunk(groups.tp_size)), buffer, group=groups.tp)
+def _communicate(buffer: torch.Tensor, exchange: Exchange, groups: ProcessGroups) -> torch.Tensor:
+    """Return [senders, length]: the buffers of the ranks that send, on all ranks."""
+    received, senders = buffer, exchange.senders
+    sending = groups.pp_rank == exchange.pp_rank
+    if len(senders) == 1 < groups.stage.size() and sending:
+        dist.broadcast(buffer, group_src=senders[0], group=groups.stage)
+    elif len(senders) > 1:
+        received = buffer.new_empty(len(senders) * buffer.numel())
+        if sending:
+            dist.all_gather(list(received.chunk(len(senders))), buffer, group=groups.stage)
     if groups.pp_size > 1:
-        dist.broadcast(received, group_src=pp_rank, group=groups.pp)
-    return received.view(groups.tp_size, -1)
+        dist.broadcast(received, group_src=exchange.pp_rank, group=groups.pp)
+    return received.view(len(senders), -1)
 
 
 @lru_cache(maxsize=16)
@@ -122,16 +139,19 @@ def plan_exchanges(
     pp_size: int,
     vocab_rows: int,
     limit: int = EXCHANGE_ELEMENTS,
+    ep_size: int = 1,
 ) -> tuple[Exchange, ...]:
     """Cut all tensors into exchanges of at most ``limit`` elements, each from one stage."""
     exchanges: list[Exchange] = []
-    round_ = _Round(tp_size)
-    for name, owners in owners_by_tensor(arch, tp_size, pp_size, vocab_rows).items():
-        by_rank = [[o for o in owners if o.place.tp_rank == rank] for rank in range(tp_size)]
-        parts = [[part for o in rank for part in _split(o, limit // tp_size)] for rank in by_rank]
+    ranks = stage_size(tp_size, ep_size)
+    round_ = _Round(ranks)
+    for name, owners in owners_by_tensor(arch, tp_size, pp_size, vocab_rows, ep_size).items():
+        by_rank = [[o for o in owners if o.place.rank == rank] for rank in range(ranks)]
+        share = limit // (1 if sum(map(bool, by_rank)) == 1 else ranks)
+        parts = [[part for o in rank for part in _split(o, share)] for rank in by_rank]
         for slab in zip_longest(*parts):
             stage = owners[0].place.pp_rank
-            if round_.pp_rank != stage or round_.size + _slab_size(slab) > limit:
+            if round_.pp_rank != stage or round_.size_with(slab) > limit:
                 exchanges.extend(round_.finish())
                 round_.pp_rank = stage
             round_.add(slab)
@@ -146,21 +166,32 @@ Slab = tuple[OwnedPiece | None, ...]
 class _Round:
     """An exchange in the making."""
 
-    def __init__(self, tp_size: int) -> None:
-        self.tp_size = tp_size
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
         self.pp_rank = 0
         self.clear()
 
     def clear(self) -> None:
-        self.sent: list[list[OwnedPiece]] = [[] for _ in range(self.tp_size)]
+        self.sent: list[list[OwnedPiece]] = [[] for _ in range(self.ranks)]
         self.complete: list[str] = []
-        self.size = 0
+        self.lengths = [0] * self.ranks
 
     def add(self, slab: Slab) -> None:
         for pieces, owned in zip(self.sent, slab, strict=True):
             if owned is not None:
                 pieces.append(owned)
-        self.size += _slab_size(slab)
+        self.lengths = self._lengths_with(slab)
+
+    def size_with(self, slab: Slab) -> int:
+        """Return the elements that travel when ``slab`` joins: as many from every rank, or from one only."""
+        lengths = self._lengths_with(slab)
+        return max(lengths) * (1 if sum(map(bool, lengths)) == 1 else self.ranks)
+
+    def _lengths_with(self, slab: Slab) -> list[int]:
+        return [
+            length + (0 if owned is None else owned.piece.source.size)
+            for length, owned in zip(self.lengths, slab, strict=True)
+        ]
 
     def finish(self) -> list[Exchange]:
         """Return the exchange, when it carries anything, and start an empty one."""
@@ -169,10 +200,6 @@ class _Round:
         exchange = Exchange(self.pp_rank, tuple(map(tuple, self.sent)), tuple(self.complete))
         self.clear()
         return [exchange]
-
-
-def _slab_size(slab: Slab) -> int:
-    return sum(owned.piece.source.size for owned in slab if owned is not None)
 
 
 def _split(owned: OwnedPiece, limit: int) -> Iterator[OwnedPiece]:

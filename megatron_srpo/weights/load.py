@@ -14,8 +14,8 @@ from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, ran
 
 
 def place_of(groups: ProcessGroups) -> Place:
-    """Return this rank's position in its replica."""
-    return Place(groups.tp_rank, groups.tp_size, groups.pp_rank, groups.pp_size)
+    """Return this rank's position among those that hold one copy of the model."""
+    return Place(groups.stage.rank(), groups.tp_size, groups.pp_rank, groups.pp_size, groups.ep_size)
 
 
 def model_table(

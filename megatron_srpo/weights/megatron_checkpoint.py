@@ -121,7 +121,8 @@ def check_architecture(folder: str | Path, arch: Qwen3Architecture) -> None:
 
 
 def _compare(stored: dict[str, Any], arch: Qwen3Architecture, path: Path) -> None:
-    for field, value in dataclasses.asdict(arch).items():
+    # As JSON reads it back: lists for tuples.
+    for field, value in json.loads(json.dumps(dataclasses.asdict(arch))).items():
         if stored.get(field) != value:
             raise CheckpointError(
                 f"{path} says {field} = {stored.get(field)!r}, config.json gives {value!r}; "
@@ -168,6 +169,7 @@ def _info(arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype) ->
             "megatron_core": version,
             "tensor_parallel": groups.tp_size,
             "pipeline_parallel": groups.pp_size,
+            "expert_parallel": groups.ep_size,
         },
     }
 

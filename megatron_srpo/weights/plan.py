@@ -15,12 +15,12 @@ from itertools import zip_longest
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.weights.engine_layout import EngineTensor, hf_layout, sglang_layout
-from megatron_srpo.weights.table import Box, Piece, owners_by_tensor
+from megatron_srpo.weights.table import Box, Piece, Place, owners_by_tensor, stage_size
 
 
 @dataclass(frozen=True)
 class Training:
-    """The trainer's side of a plan: layout of one replica, and its vocabulary padding.
+    """The trainer's side of a plan: layout of one copy of the model, and its vocabulary padding.
 
     Attributes:
         vocab_rows: rows of the embedding shard of one rank, padding included.
@@ -29,20 +29,24 @@ class Training:
     tp_size: int
     pp_size: int
     vocab_rows: int
+    ep_size: int = 1
 
     @property
     def ranks(self) -> int:
-        """Ranks of one replica."""
-        return self.tp_size * self.pp_size
+        """Ranks that hold one copy."""
+        return stage_size(self.tp_size, self.ep_size) * self.pp_size
 
-    def rank(self, tp_rank: int, pp_rank: int) -> int:
-        """Return the rank within the replica: tensor-parallel ranks are neighbours."""
-        return pp_rank * self.tp_size + tp_rank
+    def rank(self, place: Place) -> int:
+        """Return a place's rank among them: the ranks of a stage are neighbours."""
+        return place.pp_rank * stage_size(self.tp_size, self.ep_size) + place.rank
 
 
 @dataclass(frozen=True)
 class Move:
-    """``parameter[source]`` of replica rank ``rank`` becomes ``tensor[target]``; the boxes have one shape."""
+    """``parameter[source]`` of the copy's rank ``rank`` becomes ``tensor[target]``; the boxes have one shape.
+
+    A target is a box of the tensor's ``matrix_shape``.
+    """
 
     rank: int
     parameter: str
@@ -77,7 +81,7 @@ class Bucket:
 
     Attributes:
         lane: which lane it belongs to.
-        assembler: replica rank on which the bucket is put together.
+        assembler: rank of the copy on which the bucket is put together.
         number: its place in the lane.
     """
 
@@ -93,7 +97,7 @@ class Bucket:
         return last.offset + last.planned.tensor.size
 
     def moves_from(self, rank: int) -> list[tuple[Slot, Move]]:
-        """Return the moves that replica rank ``rank`` contributes, in the order of its message."""
+        """Return the moves that rank ``rank`` contributes, in the order of its message."""
         return [(slot, move) for slot in self.slots for move in slot.planned.moves if move.rank == rank]
 
     def __str__(self) -> str:
@@ -117,7 +121,7 @@ def plan_tensors(
     arch: Qwen3Architecture, training: Training, tensors: Iterable[EngineTensor]
 ) -> list[PlannedTensor]:
     """Find for every engine tensor the trainer's slices that fill it."""
-    owners = owners_by_tensor(arch, training.tp_size, training.pp_size, training.vocab_rows)
+    owners = owners_by_tensor(arch, training.tp_size, training.pp_size, training.vocab_rows, training.ep_size)
     planned = []
     for tensor in tensors:
         moves = []
@@ -127,7 +131,7 @@ def plan_tensors(
                 if common is not None:
                     moves.append(
                         Move(
-                            training.rank(owned.place.tp_rank, owned.place.pp_rank),
+                            training.rank(owned.place),
                             owned.parameter,
                             _through(common, owned.piece),
                             _through(common, wanted),
@@ -152,21 +156,24 @@ def _through(common: Box, piece: Piece) -> Box:
     )
 
 
-def plan_shards(arch: Qwen3Architecture, training: Training, engine_tp: int, limit: int) -> Plan:
+def plan_shards(
+    arch: Qwen3Architecture, training: Training, engine_tp: int, limit: int, engine_ep: int = 1
+) -> Plan:
     """Plan one lane per engine rank, holding exactly the parameters of that rank.
 
-    Engine rank ``e`` is assembled by replica rank ``e`` (modulo the replica's size): on shared GPUs that is
-    the trainer rank of the same device, and the work is spread.
+    Engine rank ``e`` is assembled by rank ``e`` of the copy (modulo its size): on shared GPUs that is the
+    trainer rank of the same device, and the work is spread.
 
     Args:
         limit: most elements of a bucket; a larger tensor gets a bucket of its own.
+        engine_ep: expert parallel size of the server.
 
     Raises:
         ConfigError: SGLang cannot split this model ``engine_tp`` ways, or a limit below 1.
     """
+    layouts = [sglang_layout(arch, rank, engine_tp, engine_ep) for rank in range(engine_tp)]
     lanes = [
-        (rank % training.ranks, plan_tensors(arch, training, sglang_layout(arch, rank, engine_tp)))
-        for rank in range(engine_tp)
+        (rank % training.ranks, plan_tensors(arch, training, layout)) for rank, layout in enumerate(layouts)
     ]
     return _plan(lanes, limit)
 
@@ -175,7 +182,7 @@ def plan_whole(arch: Qwen3Architecture, training: Training, assemblers: Sequence
     """Plan whole Hugging Face tensors, dealt out to ``assemblers`` so that all get about as many bytes.
 
     Args:
-        assemblers: replica ranks, one lane each.
+        assemblers: ranks of the copy, one lane each.
         limit: as for :func:`plan_shards`.
     """
     shares: list[list[PlannedTensor]] = [[] for _ in assemblers]
@@ -218,7 +225,7 @@ class PlanCounts:
     Attributes:
         model: elements of the Hugging Face model.
         delivered: elements that the engine receives in all, vocabulary padding included.
-        sent: by (from rank, to rank) of the replica, elements that travel between ranks.
+        sent: by (from rank, to rank) of the copy, elements that travel between ranks.
         local: by rank, elements that a rank assembles from its own shard.
         largest_bucket: elements of the largest bucket: a rank holds two of them at most per lane.
     """

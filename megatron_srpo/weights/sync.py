@@ -1,8 +1,8 @@
 """Weight synchronisation: the order of its steps, its proof and its account.
 
 pause -> update -> flush the cache -> (verify) -> new version -> continue, the same on every server. A server
-is only let go when all servers of all replicas have everything; after a failure it stays paused, so that none
-ever samples from a mixture.
+is only let go when all servers of all copies of the model have everything; after a failure it stays paused,
+so that none ever samples from a mixture.
 """
 
 import time
@@ -88,14 +88,14 @@ class SyncSettings:
 
 @dataclass
 class SyncReport:
-    """The account of one synchronisation of this replica.
+    """The account of one synchronisation of this copy of the model.
 
     Attributes:
         version: of the weights.
         sent_bytes: bytes assembled for each server.
         seconds: by phase: pause, open, gather (other ranks), send (servers), load, flush, verify, resume.
         verified: whether checksums were compared.
-        link_rate: bytes per second of the bare link, on the replica's first rank; 0 elsewhere.
+        link_rate: bytes per second of the bare link, on the copy's first rank; 0 elsewhere.
     """
 
     version: int
@@ -131,11 +131,11 @@ class SyncReport:
 
 
 class WeightSync:
-    """Pushes the policy's weights to the servers that this replica looks after. Collective over all ranks.
+    """Pushes the policy's weights to the servers that this copy of it looks after. Collective over all ranks.
 
     Args:
         policy: this rank's model.
-        engine_tp: tensor parallel size of every server.
+        engine_tp, engine_ep: tensor and expert parallel sizes of every server.
     """
 
     def __init__(
@@ -146,6 +146,7 @@ class WeightSync:
         transport: Transport,
         engine_tp: int,
         settings: SyncSettings,
+        engine_ep: int = 1,
     ) -> None:
         self._groups, self._arch, self._settings = groups, arch, settings
         self._transport, self._engine_tp = transport, engine_tp
@@ -153,10 +154,10 @@ class WeightSync:
             entry.parameter: parameter for entry, parameter in model_table(policy, arch, groups)
         }
         rows = unwrap(policy).vocab_size // groups.tp_size
-        training = Training(groups.tp_size, groups.pp_size, rows)
+        training = Training(groups.tp_size, groups.pp_size, rows, groups.ep_size)
         limit = max(1, settings.bucket_bytes // settings.dtype.itemsize)
         self._plan = transport.plan(arch, training, engine_tp, limit)
-        self._shards = plan_shards(arch, training, engine_tp, limit)
+        self._shards = plan_shards(arch, training, engine_tp, limit, engine_ep)
         self._memory = transport.memory(settings.dtype, platform.device())
         self._pushes = 0
 
@@ -184,9 +185,9 @@ class WeightSync:
         """Give ``servers`` the weights, under ``version``. Collective over all ranks of the job.
 
         Args:
-            servers: on the first rank of each replica, the servers that it looks after; empty on the others.
+            servers: on the first rank of each copy, the servers that it looks after; empty on the others.
             verify: compare checksums even when it is not their turn.
-            serving: whether this replica looks after any server (known on all its ranks).
+            serving: whether this copy looks after any server (known on all its ranks).
 
         Raises:
             EngineError: some rank of the job failed; names rank, server and step, the same on all ranks. The
@@ -208,7 +209,7 @@ class WeightSync:
     def _update(
         self, servers: Sequence[ControlledServer], version: int, report: SyncReport, verify: bool
     ) -> None:
-        """Do everything but let the servers go. Collective over the replica, which fails as one."""
+        """Do everything but let the servers go. Collective over the copy, which fails as one."""
         with report.phase("pause"):
             self._together(lambda: self._pause(servers))
         try:
@@ -270,7 +271,7 @@ class WeightSync:
             self._together(on_the_way)
 
     def _assembly(self, plan: Plan, memory: BucketMemory) -> Assembly:
-        return Assembly(plan, self._parameters, self._groups.shards, memory, self._settings.timeout_s)
+        return Assembly(plan, self._parameters, self._groups.copy, memory, self._settings.timeout_s)
 
     def _verify(self, servers: Sequence[ControlledServer]) -> None:
         """Compare what the servers hold with what the trainer's own shards say they should hold.
@@ -284,7 +285,7 @@ class WeightSync:
         self._together(lambda: self._compare(servers, expected))
 
     def _expected(self) -> list[dict[str, str]]:
-        """Return, on the replica's first rank, checksums by engine rank and tensor."""
+        """Return, on the copy's first rank, checksums by engine rank and tensor."""
         memory = BucketMemory(self._settings.dtype, platform.device())
         assembly = self._assembly(self._shards, memory)
         mine: list[tuple[int, str, str]] = []
@@ -292,8 +293,8 @@ class WeightSync:
             self._together(partial(assembly.post, number))
             for item in self._together(partial(assembly.finish, number)):
                 mine += [(item.bucket.lane, name, engine_checksum(tensor)) for name, tensor in item.tensors()]
-        gathered: list[list[tuple[int, str, str]]] = [[] for _ in range(self._groups.shards.size())]
-        dist.all_gather_object(gathered, mine, group=self._groups.shards)
+        gathered: list[list[tuple[int, str, str]]] = [[] for _ in range(self._groups.copy.size())]
+        dist.all_gather_object(gathered, mine, group=self._groups.copy)
         expected: list[dict[str, str]] = [{} for _ in range(self._engine_tp)]
         for lane, name, checksum in (entry for part in gathered for entry in part):
             expected[lane][name] = checksum
@@ -326,8 +327,8 @@ class WeightSync:
         return wait_all(answers, self._settings.timeout_s, step)
 
     def _together(self, action: Callable[[], T]) -> T:
-        """Do something on every rank of the replica; all fail when one does."""
-        return together(action, self._groups.shards)
+        """Do something on every rank of the copy; all fail when one does."""
+        return together(action, self._groups.copy)
 
 
 def _nothing() -> None:

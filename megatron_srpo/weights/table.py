@@ -4,7 +4,8 @@ The table is data: a :class:`Piece` says that one box of a Hugging Face tensor i
 Import, export and engine sync only walk over pieces; none of them knows what a QKV matrix looks like.
 
 The layout of Megatron-Core (``linear_qkv`` interleaves per key/value head; ``linear_fc1`` stacks gate over
-up within each tensor-parallel rank) stands in :data:`_LAYER_TABLE` and the functions that it names.
+up within each tensor-parallel rank; experts are dealt out whole) stands in :data:`_ATTENTION_TABLE`, the
+tables after it and the functions that they name.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from megatron_srpo.model.architecture import Qwen3Architecture
 HF_EMBEDDING = "model.embed_tokens.weight"
 HF_FINAL_NORM = "model.norm.weight"
 HF_HEAD = "lm_head.weight"
+HF_ROUTER = "mlp.gate.weight"  # of a layer
 
 Shape = tuple[int, ...]
 
@@ -68,9 +70,10 @@ class Entry:
         parameter: its name in this rank's ``GPTModel`` (layers counted from 0 within the stage).
         shape: of the local shard, vocabulary padding included. What no piece covers is padding and stays 0.
         pieces: where its content comes from.
-        owner: whether this rank is the one to hand the content out. Replicated norms are owned by the first
-            tensor-parallel rank, and a tied head on the last stage is a copy of the embedding. So every
-            Hugging Face element has exactly one owner in a replica.
+        owner: whether this rank is the one to hand the content out. What all ranks of a stage hold (norms,
+            routers) is owned by the first; of what groups of them hold (tensor-parallel shards where experts
+            are spread wider, and the other way round), the first group owns it; a tied head on the last
+            stage is a copy of the embedding. So every Hugging Face element has exactly one owner.
     """
 
     parameter: str
@@ -86,36 +89,93 @@ class Entry:
 
 @dataclass(frozen=True)
 class Place:
-    """Tensor- and pipeline-parallel position of one rank in its replica."""
+    """Position of one rank among those that together hold one copy of the model.
 
-    tp_rank: int
+    Attributes:
+        rank: its number among the ranks of its stage. Tensor-parallel ranks are neighbours, and so are
+            expert-parallel ranks: of the two sizes, one is a multiple of the other.
+        tp_size, ep_size: tensor and expert parallel sizes.
+        pp_rank, pp_size: its pipeline stage.
+    """
+
+    rank: int
     tp_size: int
     pp_rank: int
     pp_size: int
+    ep_size: int = 1
+
+    @property
+    def tp_rank(self) -> int:
+        return self.rank % self.tp_size
+
+    @property
+    def ep_rank(self) -> int:
+        return self.rank % self.ep_size
+
+    def owns(self, holders: int) -> bool:
+        """Say whether this rank is of the first run of ``holders`` ranks that together hold a thing."""
+        return self.rank < holders
+
+
+def stage_size(tp_size: int, ep_size: int) -> int:
+    """Return how many ranks of a stage hold one copy of it."""
+    return max(tp_size, ep_size)
+
+
+def places(tp_size: int, pp_size: int, ep_size: int = 1) -> list[Place]:
+    """Return every place of one copy of the model, in the order of its ranks."""
+    return [
+        Place(rank, tp_size, pp_rank, pp_size, ep_size)
+        for pp_rank in range(pp_size)
+        for rank in range(stage_size(tp_size, ep_size))
+    ]
 
 
 def hf_shapes(arch: Qwen3Architecture) -> dict[str, Shape]:
     """Return name and shape of every tensor of the Hugging Face model, in its usual order."""
+    hidden = arch.hidden_size
+    shapes: dict[str, Shape] = {HF_EMBEDDING: (arch.vocab_size, hidden)}
+    for index in range(arch.num_layers):
+        dense = _ffn_shapes(arch.ffn_hidden_size, hidden)
+        layer = {
+            **_attention_shapes(arch),
+            **(_expert_shapes(arch) if arch.has_experts(index) else dense),
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+        }
+        shapes.update({f"model.layers.{index}.{name}": shape for name, shape in layer.items()})
+    shapes[HF_FINAL_NORM] = (hidden,)
+    if not arch.tied_embeddings:
+        shapes[HF_HEAD] = (arch.vocab_size, hidden)
+    return shapes
+
+
+def _attention_shapes(arch: Qwen3Architecture) -> dict[str, Shape]:
     hidden, head = arch.hidden_size, arch.head_dim
-    layer: dict[str, Shape] = {
+    return {
         "self_attn.q_proj.weight": (arch.num_heads * head, hidden),
         "self_attn.k_proj.weight": (arch.num_kv_heads * head, hidden),
         "self_attn.v_proj.weight": (arch.num_kv_heads * head, hidden),
         "self_attn.o_proj.weight": (hidden, arch.num_heads * head),
         "self_attn.q_norm.weight": (head,),
         "self_attn.k_norm.weight": (head,),
-        "mlp.gate_proj.weight": (arch.ffn_hidden_size, hidden),
-        "mlp.up_proj.weight": (arch.ffn_hidden_size, hidden),
-        "mlp.down_proj.weight": (hidden, arch.ffn_hidden_size),
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
     }
-    shapes: dict[str, Shape] = {HF_EMBEDDING: (arch.vocab_size, hidden)}
-    for index in range(arch.num_layers):
-        shapes.update({f"model.layers.{index}.{name}": shape for name, shape in layer.items()})
-    shapes[HF_FINAL_NORM] = (hidden,)
-    if not arch.tied_embeddings:
-        shapes[HF_HEAD] = (arch.vocab_size, hidden)
+
+
+def _ffn_shapes(units: int, hidden: int, prefix: str = "mlp.") -> dict[str, Shape]:
+    return {
+        f"{prefix}gate_proj.weight": (units, hidden),
+        f"{prefix}up_proj.weight": (units, hidden),
+        f"{prefix}down_proj.weight": (hidden, units),
+    }
+
+
+def _expert_shapes(arch: Qwen3Architecture) -> dict[str, Shape]:
+    assert arch.experts is not None
+    shapes: dict[str, Shape] = {HF_ROUTER: (arch.experts.count, arch.hidden_size)}
+    for expert in range(arch.experts.count):
+        units = arch.experts.ffn_hidden_size
+        shapes |= _ffn_shapes(units, arch.hidden_size, f"mlp.experts.{expert}.")
     return shapes
 
 
@@ -132,13 +192,13 @@ def rank_table(arch: Qwen3Architecture, place: Place, vocab_rows: int) -> tuple[
     if first:
         pieces = _vocab_rows(arch, place, HF_EMBEDDING, vocab_rows)
         shape = (vocab_rows, arch.hidden_size)
-        entries.append(Entry("embedding.word_embeddings.weight", shape, pieces, owner=True))
+        owner = place.owns(place.tp_size)
+        entries.append(Entry("embedding.word_embeddings.weight", shape, pieces, owner))
     for local in range(layers):
         entries.extend(_layer_entries(arch, place, local, place.pp_rank * layers + local))
     if last:
         pieces = _whole(HF_FINAL_NORM, (arch.hidden_size,))
-        owner = place.tp_rank == 0
-        entries.append(Entry("decoder.final_layernorm.weight", (arch.hidden_size,), pieces, owner))
+        entries.append(Entry("decoder.final_layernorm.weight", (arch.hidden_size,), pieces, place.owns(1)))
         entries.extend(_head_entries(arch, place, vocab_rows))
     return tuple(entries)
 
@@ -148,16 +208,40 @@ def _head_entries(arch: Qwen3Architecture, place: Place, vocab_rows: int) -> lis
     if tied and place.pp_size == 1:
         return []  # the embedding itself is the head
     pieces = _vocab_rows(arch, place, HF_EMBEDDING if tied else HF_HEAD, vocab_rows)
-    return [Entry("output_layer.weight", (vocab_rows, arch.hidden_size), pieces, owner=not tied)]
+    owner = not tied and place.owns(place.tp_size)
+    return [Entry("output_layer.weight", (vocab_rows, arch.hidden_size), pieces, owner)]
 
 
 def _layer_entries(arch: Qwen3Architecture, place: Place, local: int, index: int) -> Iterable[Entry]:
-    for name, pieces_of in _LAYER_TABLE.items():
-        pieces = pieces_of(arch, place, f"model.layers.{index}.")
-        shape = tuple(max(stops) for stops in zip(*(piece.target.stop for piece in pieces), strict=True))
-        replicated = len(shape) == 1
-        owner = place.tp_rank == 0 or not replicated
-        yield Entry(f"decoder.layers.{local}.{name}", shape, pieces, owner)
+    prefix = f"model.layers.{index}."
+    dense = {**_ATTENTION_TABLE, **({} if arch.has_experts(index) else _FFN_TABLE)}
+    for name, pieces_of in dense.items():
+        pieces = pieces_of(arch, place, prefix)
+        holders = 1 if len(pieces[0].target.shape) == 1 else place.tp_size
+        yield _entry(f"decoder.layers.{local}.{name}", pieces, place.owns(holders))
+    if arch.has_experts(index):
+        yield from _expert_entries(arch, place, f"decoder.layers.{local}.mlp.", prefix)
+
+
+def _expert_entries(arch: Qwen3Architecture, place: Place, layer: str, prefix: str) -> Iterable[Entry]:
+    """List the router, which all ranks hold, and this rank's run of experts, each of them whole."""
+    assert arch.experts is not None
+    router = _whole(prefix + HF_ROUTER, (arch.experts.count, arch.hidden_size))
+    yield _entry(f"{layer}router.weight", router, place.owns(1))
+    units, local_experts = arch.experts.ffn_hidden_size, arch.experts.count // place.ep_size
+    for local in range(local_experts):
+        expert = f"{prefix}mlp.experts.{place.ep_rank * local_experts + local}."
+        down = _whole(f"{expert}down_proj.weight", (arch.hidden_size, units))
+        both = _stacked_halves(expert, 0, units, arch.hidden_size)
+        name = f"{layer}experts.local_experts.{local}."
+        yield _entry(f"{name}linear_fc1.weight", both, place.owns(place.ep_size))
+        yield _entry(f"{name}linear_fc2.weight", down, place.owns(place.ep_size))
+
+
+def _entry(parameter: str, pieces: tuple[Piece, ...], owner: bool) -> Entry:
+    """Make an entry of the shape that its pieces fill."""
+    shape = tuple(max(stops) for stops in zip(*(piece.target.stop for piece in pieces), strict=True))
+    return Entry(parameter, shape, pieces, owner)
 
 
 def _whole(hf_name: str, shape: Shape) -> tuple[Piece, ...]:
@@ -197,11 +281,16 @@ def _columns(name: str, inputs: Callable[[Qwen3Architecture], int]) -> PieceBuil
 
 
 def _gate_over_up(arch: Qwen3Architecture, place: Place, prefix: str) -> tuple[Piece, ...]:
-    rows, hidden = arch.ffn_hidden_size // place.tp_size, arch.hidden_size
-    source = Box((place.tp_rank * rows, 0), ((place.tp_rank + 1) * rows, hidden))
+    rows = arch.ffn_hidden_size // place.tp_size
+    return _stacked_halves(prefix + "mlp.", place.tp_rank * rows, rows, arch.hidden_size)
+
+
+def _stacked_halves(prefix: str, first: int, rows: int, hidden: int) -> tuple[Piece, ...]:
+    """Stack a run of the gate's rows over the same run of the up matrix."""
+    source = Box((first, 0), (first + rows, hidden))
     return (
-        Piece(prefix + "mlp.gate_proj.weight", source, Box((0, 0), (rows, hidden))),
-        Piece(prefix + "mlp.up_proj.weight", source, Box((rows, 0), (2 * rows, hidden))),
+        Piece(prefix + "gate_proj.weight", source, Box((0, 0), (rows, hidden))),
+        Piece(prefix + "up_proj.weight", source, Box((rows, 0), (2 * rows, hidden))),
     )
 
 
@@ -224,7 +313,7 @@ def _qkv_by_group(arch: Qwen3Architecture, place: Place, prefix: str) -> tuple[P
 
 
 # Parameter of a Megatron-Core layer -> the function that lists its pieces.
-_LAYER_TABLE: dict[str, PieceBuilder] = {
+_ATTENTION_TABLE: dict[str, PieceBuilder] = {
     "input_layernorm.weight": _norm("input_layernorm.weight", lambda arch: arch.hidden_size),
     "self_attention.linear_proj.weight": _columns(
         "self_attn.o_proj.weight", lambda arch: arch.num_heads * arch.head_dim
@@ -233,6 +322,10 @@ _LAYER_TABLE: dict[str, PieceBuilder] = {
     "self_attention.q_layernorm.weight": _norm("self_attn.q_norm.weight", lambda arch: arch.head_dim),
     "self_attention.k_layernorm.weight": _norm("self_attn.k_norm.weight", lambda arch: arch.head_dim),
     "pre_mlp_layernorm.weight": _norm("post_attention_layernorm.weight", lambda arch: arch.hidden_size),
+}
+
+# The same for the feed-forward part of a layer without experts.
+_FFN_TABLE: dict[str, PieceBuilder] = {
     "mlp.linear_fc1.weight": _gate_over_up,
     "mlp.linear_fc2.weight": _columns("mlp.down_proj.weight", lambda arch: arch.ffn_hidden_size),
 }
@@ -249,17 +342,15 @@ class OwnedPiece:
 
 @lru_cache(maxsize=16)
 def owners_by_tensor(
-    arch: Qwen3Architecture, tp_size: int, pp_size: int, vocab_rows: int
+    arch: Qwen3Architecture, tp_size: int, pp_size: int, vocab_rows: int, ep_size: int = 1
 ) -> dict[str, tuple[OwnedPiece, ...]]:
     """Return the inverse table: for each Hugging Face tensor, in order, who owns which of its boxes."""
     owners: dict[str, list[OwnedPiece]] = {name: [] for name in hf_shapes(arch)}
-    for pp_rank in range(pp_size):
-        for tp_rank in range(tp_size):
-            place = Place(tp_rank, tp_size, pp_rank, pp_size)
-            for entry in rank_table(arch, place, vocab_rows):
-                if entry.owner:
-                    for piece in entry.pieces:
-                        owners[piece.hf_name].append(OwnedPiece(place, entry.parameter, piece))
+    for place in places(tp_size, pp_size, ep_size):
+        for entry in rank_table(arch, place, vocab_rows):
+            if entry.owner:
+                for piece in entry.pieces:
+                    owners[piece.hf_name].append(OwnedPiece(place, entry.parameter, piece))
     return {name: tuple(pieces) for name, pieces in owners.items()}
 
 

@@ -32,7 +32,7 @@ def test_a_model_is_all_that_must_be_named() -> None:
 def test_the_model_is_required() -> None:
     with pytest.raises(ConfigError, match=r"missing config key 'model': The policy at step 0"):
         load_config(RunConfig, None)
-    with pytest.raises(ConfigError, match=r"missing config key 'model\.path': Folder of a dense Qwen3"):
+    with pytest.raises(ConfigError, match=r"missing config key 'model\.path': Folder of a Qwen3"):
         load_config(RunConfig, None, ["model.dtype=bfloat16"])
 
 

@@ -118,6 +118,12 @@ def test_a_router_needs_several_servers() -> None:
     assert SGLangConfig(router="on", servers=2).router == "on"
 
 
+def test_expert_groups_are_made_of_tensor_parallel_ranks() -> None:
+    with pytest.raises(ConfigError, match="expert_parallel = 3 does not divide tensor_parallel = 4"):
+        SGLangConfig(tensor_parallel=4, expert_parallel=3)
+    assert SGLangConfig(tensor_parallel=4, expert_parallel=2).expert_parallel == 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_srpo.errors import ConfigError, ModelError
-from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+from megatron_srpo.model.architecture import Experts, Qwen3Architecture, check_layout
 
 QWEN3_4B = {  # as published (transformers 4 keys)
     "architectures": ["Qwen3ForCausalLM"],
@@ -37,6 +37,36 @@ QWEN3_4B = {  # as published (transformers 4 keys)
     "vocab_size": 151936,
 }
 
+QWEN3_30B_A3B = {  # as published, where it differs from the dense one
+    **QWEN3_4B,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "tie_word_embeddings": False,
+}
+
+QWEN3_235B_A22B = {
+    **QWEN3_30B_A3B,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_window_layers": 94,
+    "moe_intermediate_size": 1536,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 94,
+}
+
 
 def test_reads_a_published_config():
     arch = Qwen3Architecture.from_hf_config(QWEN3_4B)
@@ -54,6 +84,53 @@ def test_reads_a_published_config():
         tied_embeddings=True,
         initializer_range=0.02,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "ffn", "parameters"),
+    [(QWEN3_30B_A3B, 48, 768, 30_532_122_624), (QWEN3_235B_A22B, 94, 1536, 235_093_634_560)],
+)
+def test_reads_published_mixtures_of_experts(config, layers, ffn, parameters):
+    """The counts of parameters are those of the published files."""
+    from math import prod
+
+    from megatron_srpo.weights.table import hf_shapes
+
+    arch = Qwen3Architecture.from_hf_config(config)
+    assert arch.num_layers == layers and all(arch.has_experts(layer) for layer in range(layers))
+    assert arch.experts == Experts(count=128, per_token=8, ffn_hidden_size=ffn, renormalize=True)
+    assert not arch.has_dense_layers
+    assert sum(prod(shape) for shape in hf_shapes(arch).values()) == parameters
+
+
+def test_reads_mixtures_as_transformers_writes_them(tmp_path):
+    from tests.model.tiny import EXPERTS, write_random_qwen3
+
+    odd = {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [1]}
+    arch = Qwen3Architecture.from_hf_folder(write_random_qwen3(tmp_path, **{**EXPERTS, **odd}))
+    assert arch.experts == Experts(4, 2, 24, renormalize=True, dense_layers=(0, 1, 2, 4))
+    assert [layer for layer in range(5) if arch.has_experts(layer)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_experts": 0}, "num_experts = 0"),
+        ({"num_experts_per_tok": 129}, "num_experts_per_tok = 129 exceeds the 128 experts"),
+        ({"num_experts_per_tok": 1}, "num_experts_per_tok = 1 with norm_topk_prob"),
+        ({"norm_topk_prob": None}, "norm_topk_prob is missing"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
+        ({"mlp_only_layers": [48]}, r"mlp_only_layers = \[48\]"),
+        ({"mlp_only_layers": list(range(48))}, "leave no layer with experts"),
+        ({"shared_expert_intermediate_size": 512}, "shared_expert_intermediate_size = 512"),
+        ({"n_group": 8}, "n_group = 8"),
+        ({"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid'"),
+    ],
+)
+def test_refuses_what_a_mixture_of_qwen3_does_not_have(changes, message):
+    with pytest.raises(ModelError, match=message):
+        Qwen3Architecture.from_hf_config({**QWEN3_30B_A3B, **changes})
 
 
 def test_reads_rope_parameters_of_transformers_5():
@@ -75,7 +152,7 @@ def test_reads_what_transformers_writes(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "qwen3_moe"),
+        ("model_type", "qwen3_next"),
         ("model_type", "llama"),
         ("hidden_act", "gelu"),
         ("attention_bias", True),
@@ -171,6 +248,27 @@ def test_layouts_that_fit():
 def test_layouts_that_do_not_fit(overrides, tp, pp, message):
     with pytest.raises(ConfigError, match=message):
         check_layout(Qwen3Architecture.from_hf_config({**QWEN3_4B, **overrides}), tp, pp)
+
+
+def test_layouts_of_experts_that_fit():
+    arch = Qwen3Architecture.from_hf_config(QWEN3_235B_A22B)
+    for tp, pp, expert in [(1, 1, 1), (4, 2, 1), (4, 1, 2), (2, 47, 64), (1, 1, 128)]:
+        check_layout(arch, tp, pp, expert)
+    # Feed-forward units are cut only in layers without experts.
+    check_layout(Qwen3Architecture.from_hf_config({**QWEN3_30B_A3B, "intermediate_size": 999}), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "tp", "expert", "message"),
+    [
+        (QWEN3_4B, 1, 2, "expert parallel size 2, but the model has no experts; use 1"),
+        (QWEN3_30B_A3B, 1, 3, "3 does not divide the model's 128 experts; possible sizes: 1, 2, 4, 8, 16"),
+        ({**QWEN3_30B_A3B, "num_experts": 12}, 2, 3, "tensor parallel size 2 and expert parallel size 3"),
+    ],
+)
+def test_layouts_of_experts_that_do_not_fit(config, tp, expert, message):
+    with pytest.raises(ConfigError, match=message):
+        check_layout(Qwen3Architecture.from_hf_config(config), tp, 1, expert)
 
 
 def test_architecture_and_table_do_not_import_megatron():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_srpo.model.architecture import Qwen3Architecture
-from tests.model.tiny import reference_logits, write_random_qwen3
+from tests.model.tiny import EXPERTS, reference_logits, write_random_qwen3
 from tests.ranks import run_ranks
 
 LENGTHS = (7, 1, 33, 12, 5, 64, 2)
@@ -22,7 +22,14 @@ def _sequences(vocab_size: int, lengths: tuple[int, ...] = LENGTHS) -> list[list
 
 
 def megatron_logits(
-    rank: int, world: int, folder: str, tp: int, pp: int, sequences: list[list[int]], dtype: torch.dtype
+    rank: int,
+    world: int,
+    folder: str,
+    tp: int,
+    pp: int,
+    sequences: list[list[int]],
+    dtype: torch.dtype,
+    ep: int = 1,
 ) -> torch.Tensor | None:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.forward import full_logits
@@ -30,19 +37,20 @@ def megatron_logits(
     from megatron_srpo.model.parallel import initialize_parallel
     from megatron_srpo.weights.load import load_hf
 
-    groups = initialize_parallel(tp, pp)
+    groups = initialize_parallel(tp, pp, expert=ep)
     arch = Qwen3Architecture.from_hf_folder(folder)
-    model = build_policy(arch, groups, dtype)
+    model = build_policy(arch, groups, dtype).eval()
     load_hf(model, arch, folder, groups)
     return full_logits(model, groups, pack_tokens(sequences), arch.vocab_size)
 
 
-def _check(folder, tp: int, pp: int, vocab_size: int = 96) -> None:
+def _check(folder, tp: int, pp: int, vocab_size: int = 96, ep: int = 1) -> None:
     sequences = _sequences(vocab_size)
     expected = torch.cat(reference_logits(folder, sequences))
-    results = run_ranks(tp * pp, megatron_logits, str(folder), tp, pp, sequences, torch.float32)
+    stage = max(tp, ep)
+    results = run_ranks(stage * pp, megatron_logits, str(folder), tp, pp, sequences, torch.float32, ep)
     last_stage = [logits for logits in results if logits is not None]
-    assert len(last_stage) == tp
+    assert len(last_stage) == stage
     assert expected.std() > 0.5, "logits that are nearly 0 would agree with anything"
     for logits in last_stage:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
@@ -53,6 +61,26 @@ def _check(folder, tp: int, pp: int, vocab_size: int = 96) -> None:
 def test_logits_equal_transformers_in_every_layout(tmp_path, tp, pp, tied):
     # 96 tokens are padded to 128 or 256 rows: with TP 2 the second rank holds nothing but padding
     _check(write_random_qwen3(tmp_path, tie_word_embeddings=tied), tp, pp)
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "ep"),
+    [(1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 1), (2, 1, 2), (2, 1, 4), (1, 2, 2), (2, 2, 2), (4, 1, 2)],
+)
+def test_logits_of_experts_equal_transformers_in_every_layout(tmp_path, tp, pp, ep):
+    _check(write_random_qwen3(tmp_path, num_key_value_heads=4, **EXPERTS), tp, pp, ep=ep)
+
+
+@pytest.mark.parametrize(("tp", "pp", "ep"), [(1, 1, 1), (2, 2, 2)])
+def test_layers_without_experts_and_weights_that_are_not_renormalised(tmp_path, tp, pp, ep):
+    """Layers 0 and 2 are dense by their step, layer 3 by name; so stages differ in what they hold."""
+    odd = {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False}
+    _check(write_random_qwen3(tmp_path, **{**EXPERTS, **odd}), tp, pp, ep=ep)
+
+
+def test_one_expert_for_each_token(tmp_path):
+    one = {"num_experts_per_tok": 1, "norm_topk_prob": False}
+    _check(write_random_qwen3(tmp_path, **{**EXPERTS, **one}), tp=1, pp=1, ep=2)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,27 @@ SMALL: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
+# Added to it: a mixture of experts.
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+
 
 def random_qwen3(seed: int = 0, **overrides: Any) -> torch.nn.Module:
-    """Build a random Qwen3ForCausalLM (fp32, evaluation mode); ``overrides`` are config keys."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    """Build a random Qwen3 (fp32, evaluation mode); ``overrides`` are config keys.
 
+    It is a mixture of experts when they name a number of experts.
+    """
+    import transformers
+
+    kind = "Qwen3Moe" if "num_experts" in overrides else "Qwen3"
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(Qwen3Config(**{**SMALL, **overrides}))
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name:  # all-ones norms would hide a forgotten or swapped norm
@@ -40,6 +53,14 @@ def write_random_qwen3(folder: str | Path, max_shard_size: str = "5GB", **overri
     """Write such a model as a Hugging Face folder (config.json, safetensors); return the folder."""
     random_qwen3(**overrides).save_pretrained(folder, max_shard_size=max_shard_size)
     return Path(folder)
+
+
+def stored_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Return the tensors in a folder's files. (transformers renames experts when it loads them.)"""
+    from safetensors.torch import load_file
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def load_reference(folder: str | Path) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_srpo.errors import EngineError, WeightError
 from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.types import SamplingParams
-from tests.model.tiny import random_qwen3
+from tests.model.tiny import EXPERTS, random_qwen3, stored_tensors
 from tests.rollout.models import EOS, make_requests, write_model
 
 PARAMS = SamplingParams(1.0, 1.0, 10)
@@ -41,6 +41,23 @@ def test_a_new_version_answers_as_an_engine_that_loaded_it(engine: LocalEngine, 
     assert [c.tokens for c in after] == [c.tokens for c in expected]
     assert [c.log_probs for c in after] == [c.log_probs for c in expected]
     assert [c.tokens for c in before] != [c.tokens for c in after]
+
+
+def test_experts_are_taken_under_the_names_of_the_files(tmp_path: Path) -> None:
+    """transformers joins a layer's experts into two tensors, which no file and no trainer has."""
+    folders = [write_model(tmp_path / str(seed), seed=seed, **EXPERTS) for seed in (3, 9)]
+    engine = LocalEngine(folders[0])
+    requests = make_requests()
+    before = engine.generate(requests, PARAMS)
+    weights = stored_tensors(folders[1])
+    engine.update_weights(iter(weights.items()), 1)
+    expected = LocalEngine(folders[1]).generate(requests, PARAMS)
+    after = engine.generate(requests, PARAMS)
+    assert [c.tokens for c in after] == [c.tokens for c in expected] != [c.tokens for c in before]
+    assert [c.log_probs for c in after] == [c.log_probs for c in expected]
+    weights.pop("model.layers.1.mlp.experts.3.up_proj.weight")
+    with pytest.raises(EngineError, match=r"1 tensors are missing: .*layers\.1\.mlp\.experts\.3\.up_proj"):
+        engine.update_weights(iter(weights.items()), 2)
 
 
 def test_the_engine_keeps_copies(engine: LocalEngine) -> None:

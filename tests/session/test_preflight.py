@@ -19,6 +19,37 @@ def quickstart(*overrides: str) -> RunConfig:
     return load_config(RunConfig, ROOT / "examples" / "quickstart.yaml", [f"model.path={MODEL}", *overrides])
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from tests.model.tiny import EXPERTS, write_random_qwen3
+
+    return str(write_random_qwen3(tmp_path_factory.mktemp("mixture"), **EXPERTS))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "message"),
+    [
+        (
+            ["parallel.tensor=2", "parallel.expert=2"],
+            2,
+            r"parallel\.tensor = 2: a mixture of experts is trained",
+        ),
+        (["parallel.tensor=1", "parallel.expert=3"], 3, "3 does not divide the model's 4 experts"),
+        (
+            ["parallel.tensor=1", "parallel.expert=4", "parallel.pipeline=2"],
+            4,
+            r"replicas of parallel\.expert x parallel\.pipeline = 8 ranks; start a multiple of 8",
+        ),
+        (["parallel.tensor=1", "parallel.expert=2"], 6, "32 prompts .* evenly by 6 data-parallel replicas"),
+    ],
+)
+def test_impossible_layouts_of_experts_are_refused(
+    mixture: str, overrides: list[str], world: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_run(quickstart(f"model.path={mixture}", *overrides), world)
+
+
 @pytest.mark.parametrize("world", [2, 4, 8, 64])
 def test_the_quickstart_is_accepted(world: int) -> None:
     assert check_run(quickstart(), world).num_heads == 8
@@ -32,6 +63,8 @@ def test_the_quickstart_is_accepted(world: int) -> None:
         (["parallel.pipeline=3"], 6, r"pipeline parallel size 3 does not divide the model's 4 layers"),
         ([], 3, r"3 ranks cannot be shared by replicas of parallel\.tensor x pipeline x context = 2 ranks"),
         (["parallel.pipeline=2"], 2, r"2 ranks cannot be shared .* = 4 ranks; start a multiple of 4"),
+        (["parallel.expert=2"], 2, r"expert parallel size 2, but the model has no experts; use 1"),
+        (["training.expert_balance=0.1"], 2, r"expert_balance = 0\.1, but the model has no experts; use 0"),
         ([], 6, r"32 prompts per optimizer step cannot be shared evenly by 3 data-parallel replicas"),
         (["training.prompts_per_mini_batch=2"], 8, r"2 prompts .* evenly by 4 data-parallel replicas"),
         (["data.train=[]"], 2, r"data\.train is empty; name at least one source"),

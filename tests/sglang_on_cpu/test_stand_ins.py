@@ -134,6 +134,7 @@ def test_triton(question: str, expected: str) -> None:
 def test_the_plugin_hooks_what_it_says() -> None:
     assert answers()["hooks"] == repr(
         [
+            "sglang.srt.layers.moe.topk.TopK.forward_cpu",
             "sglang.srt.layers.sampler.sampling_from_probs_torch",
             "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",
             "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",

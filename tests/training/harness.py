@@ -35,13 +35,14 @@ class Layout:
     capacity: int = 4096
     order: tuple[int, ...] = ()
     cp: int = 1
+    ep: int = 1
     sequence: bool = False
     recompute: str = "none"
     distributed: bool = False
     overlap: bool = False
 
     def initialize(self) -> ProcessGroups:
-        return initialize_parallel(self.tp, self.pp, cp=self.cp, sequence=self.sequence)
+        return initialize_parallel(self.tp, self.pp, cp=self.cp, expert=self.ep, sequence=self.sequence)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def train_step(trainer: Trainer, rollouts: Sequence[FixedRollout]) -> UpdateResu
 
 
 def full_weights(trainer: Trainer, folder: str) -> dict[str, torch.Tensor]:
-    """Gather the policy's tensors under their Hugging Face names (a collective of the replica)."""
+    """Gather the policy's tensors under their Hugging Face names (a collective of a copy of the model)."""
     arch = Qwen3Architecture.from_hf_folder(folder)
     return {name: tensor.clone() for name, tensor in hf_tensors(trainer.policy, arch, trainer.groups)}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig, PolicyLossConfig
-from tests.model.tiny import write_random_qwen3
+from tests.model.tiny import EXPERTS, stored_tensors, write_random_qwen3
 from tests.ranks import run_ranks
 from tests.training.harness import Layout, fixed_rollouts, steps_in_layout
 
@@ -149,6 +149,66 @@ def test_an_untied_model_over_pipeline_stages(tmp_path: Path) -> None:
     expected = run_ranks(1, steps_in_layout, folder, Layout(), algorithm, {}, 2)[0]
     got = run_ranks(4, steps_in_layout, folder, Layout(tp=2, pp=2), algorithm, {}, 2)
     assert_same(got[0], expected)
+
+
+EXPERT_LAYOUTS = {
+    "small micro-batches": (1, Layout(capacity=60)),
+    "ep2": (2, Layout(ep=2)),
+    # Replicas differ in the number of micro-batches, and meet at the experts all the same.
+    "ep2 small micro-batches": (2, Layout(ep=2, capacity=60)),
+    "ep2 other order": (2, Layout(ep=2, order=(3, 1, 0, 2))),
+    "dp2": (2, Layout(capacity=80)),
+    "ep4": (4, Layout(ep=4, capacity=90)),
+    "ep2 dp2": (4, Layout(ep=2, capacity=100)),
+    "ep2 pp2": (4, Layout(ep=2, pp=2, capacity=70)),
+    "tp2 sp": (2, Layout(tp=2, sequence=True, capacity=100)),
+    "tp2 sp ep2": (2, Layout(tp=2, ep=2, sequence=True, capacity=100)),
+    "tp2 sp ep4 distributed": (4, Layout(tp=2, ep=4, sequence=True, distributed=True, capacity=100)),
+    "cp2 ep2": (2, Layout(cp=2, ep=2, capacity=100)),
+    "cp2 ep4": (4, Layout(cp=2, ep=4, capacity=100)),
+    "ep2 distributed overlap": (2, Layout(ep=2, distributed=True, overlap=True, capacity=80)),
+    "ep2 recompute layers": (2, Layout(ep=2, recompute="full", capacity=80)),
+}
+EXPERT_ALGORITHMS = ("srpo", "sdpo", "grpo")
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("mixture")
+    # Eight experts, so that some get no token of a small micro-batch.
+    return str(write_random_qwen3(path, **{**EXPERTS, "num_experts": 8}, tie_word_embeddings=True))
+
+
+@pytest.fixture(scope="module")
+def mixture_reference(mixture: str) -> dict[str, dict[str, Any]]:
+    return {
+        name: run_ranks(1, steps_in_layout, mixture, Layout(), ALGORITHMS[name], {}, 2)[0]
+        for name in EXPERT_ALGORITHMS
+    }
+
+
+@pytest.mark.parametrize("name", EXPERT_ALGORITHMS)
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_two_steps_of_experts_do_not_depend_on_the_layout(
+    mixture: str, mixture_reference: dict[str, Any], name: str, layout: str
+) -> None:
+    world, where = EXPERT_LAYOUTS[layout]
+    results = run_ranks(world, steps_in_layout, mixture, where, ALGORITHMS[name], {}, 2)
+    assert_same(results[0], mixture_reference[name])
+    assert_same(results[-1], mixture_reference[name])
+
+
+def test_routers_and_experts_learn(mixture: str, mixture_reference: dict[str, Any]) -> None:
+    """Weight decay alone moves a weight by 1e-5 of itself; Adam's first step by up to the rate, 1e-3."""
+    before = stored_tensors(mixture)
+    moved = {
+        name: bool((tensor - before[name]).abs().max() > 5e-4)
+        for name, tensor in mixture_reference["srpo"]["weights"].items()
+    }
+    assert all(moved[name] for name in moved if name.endswith("mlp.gate.weight"))
+    # An expert that no token of a response came to stays as it is; with 8 experts, 2 a token, few do.
+    experts = [moved[name] for name in moved if ".experts." in name]
+    assert len(experts) == 2 * 8 * 3 and sum(experts) > 0.75 * len(experts)
 
 
 def test_no_padding_is_computed(reference: dict[str, Any], folder: str) -> None:

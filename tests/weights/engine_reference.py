@@ -17,44 +17,38 @@ def random_hf(arch: Qwen3Architecture, seed: int = 0) -> dict[str, torch.Tensor]
 
 
 def megatron_parameters(
-    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], tp: int, pp: int, vocab_rows: int
+    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], tp: int, pp: int, vocab_rows: int, ep: int = 1
 ) -> list[dict[str, torch.Tensor]]:
-    """Return, by replica rank, the parameters of a whole replica (tests/weights/reference.py makes each)."""
-    from megatron_srpo.weights.table import Place, rank_table
+    """Return, by rank, the parameters of a whole copy (tests/weights/reference.py makes each)."""
+    from megatron_srpo.weights.table import places, rank_table
     from tests.weights.reference import shard
 
-    layers = arch.num_layers // pp
     return [
         {
-            entry.parameter: shard(
-                arch, hf, entry.parameter, _layer(entry.parameter, stage * layers), rank, tp, vocab_rows
-            )
-            for entry in rank_table(arch, Place(rank, tp, stage, pp), vocab_rows)
+            entry.parameter: shard(arch, hf, entry.parameter, place, vocab_rows)
+            for entry in rank_table(arch, place, vocab_rows)
         }
-        for stage in range(pp)
-        for rank in range(tp)
+        for place in places(tp, pp, ep)
     ]
 
 
-def _layer(parameter: str, first: int) -> int:
-    parts = parameter.split(".")
-    return first + int(parts[2]) if parts[1] == "layers" else -1
-
-
 def sglang_parameters(
-    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], rank: int, tp: int
+    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], rank: int, tp: int, ep: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Return the parameters of one tensor-parallel rank of SGLang's Qwen3ForCausalLM."""
+    """Return the parameters of one tensor-parallel rank of SGLang's Qwen3(Moe)ForCausalLM."""
     held = {"model.embed_tokens.weight": _vocab(hf["model.embed_tokens.weight"], rank, tp)}
     for index in range(arch.num_layers):
         prefix = f"model.layers.{index}."
         q, k, v, o = (hf[f"{prefix}self_attn.{kind}_proj.weight"] for kind in "qkvo")
-        gate, up, down = (hf[f"{prefix}mlp.{kind}_proj.weight"] for kind in ("gate", "up", "down"))
         heads = [_kv_heads(x, arch, rank, tp) for x in (k, v)]
         held[f"{prefix}self_attn.qkv_proj.weight"] = torch.cat([q.chunk(tp)[rank], *heads])
         held[f"{prefix}self_attn.o_proj.weight"] = o.chunk(tp, dim=1)[rank]
-        held[f"{prefix}mlp.gate_up_proj.weight"] = torch.cat([gate.chunk(tp)[rank], up.chunk(tp)[rank]])
-        held[f"{prefix}mlp.down_proj.weight"] = down.chunk(tp, dim=1)[rank]
+        if arch.has_experts(index):
+            held |= _experts(arch, hf, f"{prefix}mlp.", rank, tp, ep)
+        else:
+            gate, up, down = (hf[f"{prefix}mlp.{kind}_proj.weight"] for kind in ("gate", "up", "down"))
+            held[f"{prefix}mlp.gate_up_proj.weight"] = torch.cat([gate.chunk(tp)[rank], up.chunk(tp)[rank]])
+            held[f"{prefix}mlp.down_proj.weight"] = down.chunk(tp, dim=1)[rank]
         for norm in (
             "input_layernorm",
             "post_attention_layernorm",
@@ -66,6 +60,24 @@ def sglang_parameters(
     if not arch.tied_embeddings:
         held["lm_head.weight"] = _vocab(hf["lm_head.weight"], rank, tp)
     return held
+
+
+def _experts(
+    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], prefix: str, rank: int, tp: int, ep: int
+) -> dict[str, torch.Tensor]:
+    """Stack all experts, deal them out to groups of ranks, and cut each over the ranks of its group."""
+    assert arch.experts is not None
+    gate, up, down = (
+        torch.stack([hf[f"{prefix}experts.{e}.{kind}_proj.weight"] for e in range(arch.experts.count)])
+        for kind in ("gate", "up", "down")
+    )
+    group, place = divmod(rank, tp // ep)
+    cut = [half.chunk(ep)[group].chunk(tp // ep, dim=1)[place] for half in (gate, up)]
+    return {
+        f"{prefix}gate.weight": hf[f"{prefix}gate.weight"],
+        f"{prefix}experts.w13_weight": torch.cat(cut, dim=1),
+        f"{prefix}experts.w2_weight": down.chunk(ep)[group].chunk(tp // ep, dim=2)[place],
+    }
 
 
 def _kv_heads(matrix: torch.Tensor, arch: Qwen3Architecture, rank: int, tp: int) -> torch.Tensor:

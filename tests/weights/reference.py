@@ -2,7 +2,10 @@
 
 import torch
 
-from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.architecture import Experts, Qwen3Architecture
+from megatron_srpo.weights.table import Place
+
+EXPERTS = Experts(count=4, per_token=2, ffn_hidden_size=4, renormalize=True)
 
 
 def make_arch(**overrides: object) -> Qwen3Architecture:
@@ -28,13 +31,16 @@ def shard(
     arch: Qwen3Architecture,
     hf: dict[str, torch.Tensor],
     parameter: str,
-    index: int,
-    tp_rank: int,
-    tp_size: int,
+    place: Place,
     rows: int,
 ) -> torch.Tensor:
-    """Return one rank's shard of ``parameter``, whose layer has the number ``index`` in the whole model."""
-    prefix = f"model.layers.{index}."
+    """Return one rank's shard of ``parameter``, named as in its stage."""
+    prefix = f"model.layers.{layer_of(arch, parameter, place)}."
+    tp_rank, tp_size = place.rank % place.tp_size, place.tp_size
+    if ".experts." in parameter:
+        return _expert(arch, hf, parameter, prefix, place)
+    if parameter.endswith("router.weight"):
+        return hf[f"{prefix}mlp.gate.weight"]
     if parameter.endswith("linear_qkv.weight"):
         kv_heads = arch.num_kv_heads
         q, k, v = (hf[f"{prefix}self_attn.{kind}_proj.weight"] for kind in "qkv")
@@ -62,3 +68,23 @@ def shard(
     padded = torch.zeros(tp_size * rows, arch.hidden_size)
     padded[: arch.vocab_size] = full
     return padded.chunk(tp_size)[tp_rank]
+
+
+def layer_of(arch: Qwen3Architecture, parameter: str, place: Place) -> int:
+    """Return the number in the whole model of a parameter's layer, or -1."""
+    parts = parameter.split(".")
+    first = place.pp_rank * arch.num_layers // place.pp_size
+    return first + int(parts[2]) if parts[1] == "layers" else -1
+
+
+def _expert(
+    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], parameter: str, prefix: str, place: Place
+) -> torch.Tensor:
+    """Deal all experts out in runs, and take the one that the parameter names."""
+    assert arch.experts is not None
+    run = torch.arange(arch.experts.count).chunk(place.ep_size)[place.rank % place.ep_size]
+    *_, local, matrix, _ = parameter.split(".")
+    expert = f"{prefix}mlp.experts.{run[int(local)]}."
+    if matrix == "linear_fc2":
+        return hf[f"{expert}down_proj.weight"]
+    return torch.cat([hf[f"{expert}gate_proj.weight"], hf[f"{expert}up_proj.weight"]])

@@ -4,49 +4,56 @@ import pytest
 import torch
 
 from megatron_srpo.model.architecture import Qwen3Architecture
-from tests.model.tiny import load_reference, write_random_qwen3
+from tests.model.tiny import EXPERTS, load_reference, stored_tensors, write_random_qwen3
 from tests.ranks import RankFailure, run_ranks
 from tests.weights.engine_reference import sglang_parameters
 
 LIMIT = 3000  # elements: several buckets a lane, and embeddings larger than one
 
 
-def policy(folder: str, tp: int, pp: int) -> tuple:
+def policy(folder: str, tp: int, pp: int, ep: int = 1) -> tuple:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.parallel import initialize_parallel
     from megatron_srpo.weights.load import load_hf, model_table
     from megatron_srpo.weights.plan import Training
 
-    groups = initialize_parallel(tp, pp)
+    groups = initialize_parallel(tp, pp, expert=ep)
     arch = Qwen3Architecture.from_hf_folder(folder)
     model = build_policy(arch, groups, vocab_multiple=16)
     load_hf(model, arch, folder, groups)
     parameters = {entry.parameter: value for entry, value in model_table(model, arch, groups)}
-    return groups, arch, parameters, Training(tp, pp, arch.padded_vocab_size(tp, 16) // tp)
+    return groups, arch, parameters, Training(tp, pp, arch.padded_vocab_size(tp, 16) // tp, ep)
 
 
 def assembled(
-    rank: int, world: int, folder: str, tp: int, pp: int, engine_tp: int | None, dtype: torch.dtype
+    rank: int,
+    world: int,
+    folder: str,
+    tp: int,
+    pp: int,
+    engine_tp: int | None,
+    dtype: torch.dtype,
+    ep: int = 1,
 ) -> dict[tuple[int, str], torch.Tensor]:
     """Assemble everything the way a synchronisation does; return this rank's tensors by (lane, name)."""
     from megatron_srpo.weights.assemble import Assembly, BucketMemory
     from megatron_srpo.weights.plan import plan_shards, plan_whole
 
-    groups, arch, parameters, training = policy(folder, tp, pp)
+    groups, arch, parameters, training = policy(folder, tp, pp, ep)
     if engine_tp is None:
         plan = plan_whole(arch, training, range(training.ranks), LIMIT)
     else:
         plan = plan_shards(arch, training, engine_tp, LIMIT)
     assert len(plan.rounds) > 2, "the buffers must be used again"
     memory = BucketMemory(dtype, torch.device("cpu"))
-    assembly = Assembly(plan, parameters, groups.replica, memory, timeout_s=60)
+    assembly = Assembly(plan, parameters, groups.copy, memory, timeout_s=60)
     result = {}
     assembly.post(0)
     for number in range(len(plan.rounds)):
         filled = assembly.finish(number)
         assembly.post(number + 1)
         for item in filled:
-            assert item.bucket.assembler == groups.replica.rank()
+            assert item.bucket.assembler == groups.copy.rank()
             # Cloned: the buffer is used again two rounds later.
             result |= {(item.bucket.lane, name): tensor.clone() for name, tensor in item.tensors()}
     return result
@@ -65,6 +72,20 @@ def test_engine_shards_are_assembled_bit_for_bit(tmp_path, tp, pp, dp, engine_tp
     together: dict = {}
     for result in results:
         together |= result
+    for lane in range(engine_tp):
+        for name, value in sglang_parameters(arch, hf, lane, engine_tp).items():
+            assert torch.equal(together.pop((lane, name)), value), name
+    assert not together
+
+
+@pytest.mark.parametrize(("tp", "pp", "ep", "engine_tp"), [(1, 1, 4, 2), (2, 1, 2, 1), (1, 2, 2, 2)])
+def test_experts_are_assembled_bit_for_bit(tmp_path, tp, pp, ep, engine_tp):
+    """With experts over four replicas, each of which alone holds all the rest."""
+    folder = write_random_qwen3(tmp_path, vocab_size=100, **EXPERTS)
+    hf, arch = stored_tensors(folder), Qwen3Architecture.from_hf_folder(folder)
+    ranks = max(tp, ep) * pp
+    results = run_ranks(ranks, assembled, str(folder), tp, pp, engine_tp, torch.float32, ep)
+    together = {key: value for result in results for key, value in result.items()}
     for lane in range(engine_tp):
         for name, value in sglang_parameters(arch, hf, lane, engine_tp).items():
             assert torch.equal(together.pop((lane, name)), value), name

@@ -11,39 +11,44 @@ from safetensors.torch import load_file, save_file
 
 from megatron_srpo.errors import UserError
 from megatron_srpo.weights.hf_files import INDEX_FILE, SINGLE_FILE
-from tests.model.tiny import random_qwen3, reference_logits, write_random_qwen3
+from tests.model.tiny import EXPERTS, random_qwen3, reference_logits, write_random_qwen3
 from tests.ranks import run_ranks
 
 
-def _groups(tp: int, pp: int) -> Any:
+def _groups(tp: int, pp: int, ep: int = 1) -> Any:
     from megatron_srpo.model.parallel import initialize_parallel
 
-    return initialize_parallel(tp, pp)
+    return initialize_parallel(tp, pp, expert=ep)
 
 
-def run_import(rank: int, world: int, source: Path, target: Path, tp: int, pp: int) -> tuple[Any, list]:
+def run_import(
+    rank: int, world: int, source: Path, target: Path, tp: int, pp: int, ep: int = 1
+) -> tuple[Any, list]:
     from megatron_srpo.weights.convert import import_hf
 
     shown: list[tuple[str, int, int]] = []
-    memory = import_hf(source, target, _groups(tp, pp), lambda *progress: shown.append(progress))
+    memory = import_hf(source, target, _groups(tp, pp, ep), lambda *progress: shown.append(progress))
     return memory, shown
 
 
 def run_export(
-    rank: int, world: int, source: Path, target: Path, tp: int, pp: int, options: dict[str, Any]
+    rank: int, world: int, source: Path, target: Path, tp: int, pp: int, options: dict[str, Any], ep: int = 1
 ) -> tuple[Any, list]:
     from megatron_srpo.weights.convert import export_hf
 
     shown: list[tuple[str, int, int]] = []
-    memory = export_hf(source, target, _groups(tp, pp), progress=lambda *p: shown.append(p), **options)
+    groups = _groups(tp, pp, ep)
+    memory = export_hf(source, target, groups, progress=lambda *p: shown.append(p), **options)
     return memory, shown
 
 
-def run_verify(rank: int, world: int, checkpoint: Path, folder: Path, tp: int, pp: int) -> float | str:
+def run_verify(
+    rank: int, world: int, checkpoint: Path, folder: Path, tp: int, pp: int, ep: int = 1
+) -> float | str:
     from megatron_srpo.weights.convert import verify
 
     try:
-        return verify(checkpoint, folder, _groups(tp, pp))
+        return verify(checkpoint, folder, _groups(tp, pp, ep))
     except UserError as error:
         return str(error)
 
@@ -82,6 +87,38 @@ def test_round_trip_is_bit_identical(tmp_path, there, back, tied, dtype):
     assert info["dtype"] == str(dtype).removeprefix("torch.")
     assert info["architecture"]["vocab_size"] == 300
     assert info["written_by"]["tensor_parallel"] == there[0]
+
+
+@pytest.mark.parametrize(
+    ("there", "back", "dtype", "dense_layers"),
+    [
+        ((1, 1, 1), (1, 1, 4), torch.bfloat16, []),
+        ((1, 1, 4), (2, 2, 2), torch.float32, []),
+        ((2, 2, 2), (2, 1, 1), torch.float32, [1]),
+        ((2, 1, 4), (1, 2, 2), torch.bfloat16, [0]),
+    ],
+    ids=["ep1-ep4", "ep4-2x2x2", "2x2x2-tp2", "tp2ep4-pp2ep2"],
+)
+def test_round_trip_of_experts_is_bit_identical(tmp_path, there, back, dtype, dense_layers):
+    changes = {"vocab_size": 300, "mlp_only_layers": dense_layers}
+    model = random_qwen3(**{**EXPERTS, **changes}).to(dtype)
+    source, checkpoint, target = tmp_path / "source", tmp_path / "checkpoint", tmp_path / "target"
+    model.save_pretrained(source)
+    run_ranks(_ranks(*there), run_import, source, checkpoint, *there)
+    tp, pp, ep = back
+    run_ranks(_ranks(*back), run_export, checkpoint, target, tp, pp, {}, ep)
+    assert _identical(source, target)
+    assert len(_tensors(target)) == 3 + 2 * 8 + (2 - len(dense_layers)) * 13 + len(dense_layers) * 3
+    assert (target / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    info = json.loads((checkpoint / "checkpoint.json").read_text())
+    assert info["written_by"]["expert_parallel"] == there[2]
+    differences = run_ranks(_ranks(*back), run_verify, checkpoint, target, *back)
+    # fp32 logits on both sides, whatever the stored type
+    assert all(isinstance(found, float) and found < 1e-5 for found in differences)
+
+
+def _ranks(tp: int, pp: int, ep: int) -> int:
+    return max(tp, ep) * pp
 
 
 @pytest.fixture(scope="module")

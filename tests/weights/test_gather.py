@@ -1,5 +1,6 @@
 """Gathering: every rank gets the Hugging Face tensors back, in few and bounded exchanges."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -8,21 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_srpo.model.architecture import Qwen3Architecture
-from tests.model.tiny import load_reference, write_random_qwen3
+from tests.model.tiny import EXPERTS, load_reference, stored_tensors, write_random_qwen3
 from tests.ranks import run_ranks
+from tests.weights.reference import EXPERTS as EXPERTS_OF_REFERENCE
 from tests.weights.reference import make_arch
 from tests.weights.test_table import layouts
 
 
 def gathered(
-    rank: int, world: int, folder: str, tp: int, pp: int, dtype: torch.dtype | None
+    rank: int, world: int, folder: str, tp: int, pp: int, dtype: torch.dtype | None, ep: int = 1
 ) -> list[tuple[str, torch.Tensor]]:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.parallel import initialize_parallel
     from megatron_srpo.weights.gather import hf_tensors
     from megatron_srpo.weights.load import load_hf
 
-    groups = initialize_parallel(tp, pp)
+    groups = initialize_parallel(tp, pp, expert=ep)
     arch = Qwen3Architecture.from_hf_folder(folder)
     model = build_policy(arch, groups, vocab_multiple=16)
     load_hf(model, arch, folder, groups)
@@ -37,6 +39,15 @@ def test_every_rank_gets_every_tensor_bit_for_bit_in_the_same_order(tmp_path, tp
     expected = {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}
     for result in run_ranks(tp * pp * dp, gathered, str(folder), tp, pp, None):
         assert [name for name, _ in result] == list(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in result)
+
+
+@pytest.mark.parametrize(("tp", "pp", "ep", "dp"), [(1, 1, 2, 1), (2, 1, 4, 1), (4, 1, 2, 1), (1, 2, 2, 1)])
+def test_every_rank_gets_every_expert(tmp_path, tp, pp, ep, dp):
+    folder = write_random_qwen3(tmp_path, vocab_size=100, num_key_value_heads=4, **EXPERTS)
+    expected = stored_tensors(folder)
+    for result in run_ranks(max(tp, ep) * pp * dp, gathered, str(folder), tp, pp, None, ep):
+        assert len(result) == len(expected)
         assert all(torch.equal(value, expected[name]) for name, value in result)
 
 
@@ -79,20 +90,23 @@ def test_exchanges_carry_every_element_once_within_the_limit(layout, limit):
     from megatron_srpo.weights.gather import plan_exchanges
     from megatron_srpo.weights.table import hf_shapes
 
-    arch, tp, pp, rows = layout
+    arch, tp, pp, ep, rows = layout
     counts = {name: torch.zeros(shape, dtype=torch.int) for name, shape in hf_shapes(arch).items()}
     complete: list[str] = []
-    for exchange in plan_exchanges(arch, tp, pp, rows, limit):
+    for exchange in plan_exchanges(arch, tp, pp, rows, limit, ep):
         pieces: list[Any] = [owned for sent in exchange.sent for owned in sent]
         assert {owned.place.pp_rank for owned in pieces} == {exchange.pp_rank}
-        for tp_rank, sent in enumerate(exchange.sent):
-            assert all(owned.place.tp_rank == tp_rank for owned in sent)
+        for rank, sent in enumerate(exchange.sent):
+            assert all(owned.place.rank == rank for owned in sent)
+            assert rank in exchange.senders or not sent
         for owned in pieces:
             assert owned.piece.source.shape == owned.piece.target.shape
             counts[owned.piece.hf_name][owned.piece.source.slices] += 1
         # one row of each rank is the least that can be sent
         widest = max(owned.piece.source.size // owned.piece.source.shape[0] for owned in pieces)
-        assert sum(owned.piece.source.size for owned in pieces) <= max(limit, tp * widest)
+        # what travels: every sender's buffer, as long as the longest
+        travelling = exchange.length * len(exchange.senders)
+        assert travelling <= max(limit, max(tp, ep) * widest)
         for name in exchange.complete:
             assert bool((counts[name] == 1).all()), "complete only when every element has come"
         complete += exchange.complete
@@ -107,6 +121,18 @@ def test_a_small_model_is_one_exchange_per_stage():
     assert len(plan_exchanges(arch, 2, 1, 8)) == 1
     assert len(plan_exchanges(arch, 2, 2, 8)) == 2
     assert len(plan_exchanges(make_arch(num_layers=4, tied_embeddings=True), 1, 2, 16)) == 2
+
+
+def test_an_expert_is_sent_by_its_owner_alone_and_whole():
+    from megatron_srpo.weights.gather import plan_exchanges
+
+    wide = dataclasses.replace(EXPERTS_OF_REFERENCE, ffn_hidden_size=1024)
+    arch = make_arch(num_layers=1, hidden_size=1024, experts=wide)
+    exchanges = plan_exchanges(arch, 1, 1, 16, limit=1 << 20, ep_size=4)
+    experts = [e for e in exchanges if any(".experts." in name for name in e.complete)]
+    # 4 experts of 3 matrices of 2 ** 20 elements
+    assert len(experts) == 12
+    assert [e.senders for e in experts[:-1]] == [(n,) for n in range(4) for _ in range(3)][:-1]
 
 
 def test_a_large_tensor_goes_in_parts():

@@ -10,20 +10,20 @@ from safetensors.torch import load_file, save_file
 from megatron_srpo.errors import WeightError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.weights.hf_files import SINGLE_FILE, SliceReader
-from megatron_srpo.weights.table import Box, Place, rank_table
-from tests.model.tiny import write_random_qwen3
+from megatron_srpo.weights.table import Box, places, rank_table
+from tests.model.tiny import EXPERTS, stored_tensors, write_random_qwen3
 from tests.ranks import run_ranks
 from tests.weights.reference import shard
 
 
 def loaded(
-    rank: int, world: int, folder: str, tp: int, pp: int, dtype: torch.dtype = torch.float32
+    rank: int, world: int, folder: str, tp: int, pp: int, dtype: torch.dtype = torch.float32, ep: int = 1
 ) -> dict[str, Any]:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.parallel import initialize_parallel
     from megatron_srpo.weights.load import load_hf
 
-    groups = initialize_parallel(tp, pp)
+    groups = initialize_parallel(tp, pp, expert=ep)
     arch = Qwen3Architecture.from_hf_folder(folder)
     model = build_policy(arch, groups, dtype, vocab_multiple=16)
     with torch.no_grad():
@@ -52,18 +52,26 @@ def loaded(
 def test_shards_hold_the_right_numbers_and_nothing_else_is_read(tmp_path, tp, pp, tied):
     # 100 tokens padded to 112 or 128 rows
     folder = write_random_qwen3(tmp_path, vocab_size=100, tie_word_embeddings=tied, max_shard_size="30KB")
+    _check_shards(folder, tp, pp)
+
+
+@pytest.mark.parametrize(("tp", "pp", "ep"), [(1, 1, 1), (2, 1, 1), (2, 1, 2), (1, 2, 2), (2, 1, 4)])
+def test_ranks_read_their_experts_and_no_others(tmp_path, tp, pp, ep):
+    folder = write_random_qwen3(tmp_path, vocab_size=100, max_shard_size="30KB", **EXPERTS)
+    _check_shards(folder, tp, pp, ep)
+
+
+def _check_shards(folder: Path, tp: int, pp: int, ep: int = 1) -> None:
     arch = Qwen3Architecture.from_hf_folder(folder)
-    hf = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    hf = stored_tensors(folder)
     rows = arch.padded_vocab_size(tp, 16) // tp
-    for rank, result in enumerate(run_ranks(tp * pp, loaded, str(folder), tp, pp)):
-        place = Place(rank % tp, tp, rank // tp, pp)
+    everyone = places(tp, pp, ep)
+    results = run_ranks(len(everyone), loaded, str(folder), tp, pp, torch.float32, ep)
+    for place, result in zip(everyone, results, strict=True):
         table = rank_table(arch, place, rows)
         assert result["parameters"].keys() == {entry.parameter for entry in table}
         for name, parameter in result["parameters"].items():
-            parts = name.split(".")
-            first = place.pp_rank * arch.num_layers // pp
-            index = first + int(parts[2]) if parts[1] == "layers" else -1
-            assert torch.equal(parameter, shard(arch, hf, name, index, place.tp_rank, tp, rows)), name
+            assert torch.equal(parameter, shard(arch, hf, name, place, rows)), name
         assert result["read"] == sum(piece.target.size for entry in table for piece in entry.pieces)
         assert result["progress"] == [(done, len(table)) for done in range(1, len(table) + 1)]
 

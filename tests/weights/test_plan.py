@@ -1,5 +1,6 @@
 """The resharding plan, carried out on plain tensors and compared with dense conversion, for every layout."""
 
+import dataclasses
 from collections import Counter
 from itertools import product
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_srpo.errors import ConfigError
-from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.architecture import Experts, Qwen3Architecture
 from megatron_srpo.weights.engine_layout import SGLANG_VOCAB_MULTIPLE, hf_layout, sglang_layout
 from megatron_srpo.weights.plan import (
     Plan,
@@ -21,7 +22,7 @@ from megatron_srpo.weights.plan import (
     plan_whole,
 )
 from tests.weights.engine_reference import megatron_parameters, random_hf, sglang_parameters
-from tests.weights.reference import make_arch
+from tests.weights.reference import EXPERTS, make_arch
 from tests.weights.sglang_facts import facts
 
 ARCHITECTURES = {
@@ -41,8 +42,8 @@ CASES = [
 ]
 
 
-def make_training(arch: Qwen3Architecture, tp: int, pp: int, multiple: int = 16) -> Training:
-    return Training(tp, pp, arch.padded_vocab_size(tp, multiple) // tp)
+def make_training(arch: Qwen3Architecture, tp: int, pp: int, multiple: int = 16, ep: int = 1) -> Training:
+    return Training(tp, pp, arch.padded_vocab_size(tp, multiple) // tp, ep)
 
 
 def carry_out(plan: Plan, shards: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -52,11 +53,11 @@ def carry_out(plan: Plan, shards: list[dict[str, torch.Tensor]]) -> list[dict[st
         flat = torch.zeros(bucket.size)
         for slot in bucket.slots:
             tensor = slot.planned.tensor
-            view = flat[slot.offset : slot.offset + tensor.size].view(tensor.shape)
+            view = flat[slot.offset : slot.offset + tensor.size].view(tensor.matrix_shape)
             for move in slot.planned.moves:
                 view[move.target.slices] = shards[move.rank][move.parameter][move.source.slices]
             assert tensor.name not in held[bucket.lane], "delivered twice"
-            held[bucket.lane][tensor.name] = view
+            held[bucket.lane][tensor.name] = view.view(tensor.shape)
     return held
 
 
@@ -72,6 +73,45 @@ def test_every_engine_rank_gets_exactly_what_it_holds(sizes, tp, pp, engine_tp):
         assert held[rank].keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(held[rank][name], value), name
+
+
+MIXTURES = {
+    "all layers": {"num_heads": 4, "num_kv_heads": 4, "experts": EXPERTS},
+    "one layer dense": {
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "experts": dataclasses.replace(EXPERTS, count=8, dense_layers=(1,)),
+    },
+}
+MIXTURE_TRAINING = [(1, 1, 1), (1, 1, 4), (2, 1, 1), (2, 2, 1), (2, 1, 2), (2, 2, 4), (4, 1, 2), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("sizes", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize(("engine_tp", "engine_ep"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("tp", "pp", "ep"), MIXTURE_TRAINING)
+def test_every_engine_rank_gets_exactly_its_experts(sizes, tp, pp, ep, engine_tp, engine_ep):
+    arch = make_arch(**sizes)
+    training = make_training(arch, tp, pp, ep=ep)
+    hf = random_hf(arch)
+    shards = megatron_parameters(arch, hf, tp, pp, training.vocab_rows, ep)
+    held = carry_out(plan_shards(arch, training, engine_tp, 200, engine_ep), shards)
+    for rank in range(engine_tp):
+        expected = sglang_parameters(arch, hf, rank, engine_tp, engine_ep)
+        assert held[rank].keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(held[rank][name], value), name
+
+
+@pytest.mark.parametrize(("tp", "pp", "ep"), MIXTURE_TRAINING)
+def test_whole_experts_arrive_under_their_hugging_face_names(tp, pp, ep):
+    arch = make_arch(**MIXTURES["one layer dense"])
+    training = make_training(arch, tp, pp, ep=ep)
+    hf = random_hf(arch)
+    shards = megatron_parameters(arch, hf, tp, pp, training.vocab_rows, ep)
+    plan = plan_whole(arch, training, range(training.ranks), limit=300)
+    arrived = {name: value for lane in carry_out(plan, shards) for name, value in lane.items()}
+    assert arrived.keys() == hf.keys()
+    assert all(torch.equal(arrived[name], hf[name]) for name in hf)
 
 
 @pytest.mark.parametrize(("tp", "pp"), TRAINING)
@@ -147,6 +187,32 @@ def test_an_engine_of_a_real_model_gets_the_model_once(tp, pp, engine_tp):
     assert sum(counts.sent.values()) + sum(counts.local.values()) <= counts.delivered
 
 
+QWEN3_30B_A3B = {
+    "num_layers": 48,
+    "hidden_size": 2048,
+    "ffn_hidden_size": 6144,
+    "num_heads": 32,
+    "num_kv_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "experts": Experts(count=128, per_token=8, ffn_hidden_size=768, renormalize=True),
+}
+
+
+def test_experts_that_lie_where_they_are_wanted_do_not_travel():
+    """Qwen3-30B-A3B, trainer and engine both with experts over four ranks; the trainer has the rest whole."""
+    arch = make_arch(**QWEN3_30B_A3B)
+    plan = plan_shards(arch, make_training(arch, 1, 1, 128, ep=4), 4, 1 << 28, engine_ep=4)
+    counts = count(arch, plan)
+    assert counts.model == 30_532_122_624
+    assert counts.model <= counts.delivered <= 1.05 * counts.model
+    experts = 48 * 32 * 3 * 2048 * 768
+    assert all(counts.local[rank] >= experts for rank in range(4))
+    # Nothing comes from the ranks that hold copies of the attention.
+    assert {source for source, _ in counts.sent} == {0}
+    assert sum(counts.sent.values()) < 0.05 * counts.model
+
+
 def test_shards_that_lie_where_they_are_wanted_do_not_travel():
     """Trainer and engine both two ways: nothing but the norms of the second engine rank changes ranks."""
     arch = make_arch(**QWEN3_8B)
@@ -197,6 +263,7 @@ def test_a_plan_can_be_read():
     [
         ({"num_heads": 4}, 3, "does not divide the model's 4 attention heads"),
         ({"num_heads": 6, "ffn_hidden_size": 8}, 3, "does not divide the model's 8 feed-forward units"),
+        ({"num_heads": 6, "num_kv_heads": 3, "experts": EXPERTS}, 3, "does not divide the 4 feed-forward"),
         (
             {"num_heads": 12, "num_kv_heads": 3, "ffn_hidden_size": 8},
             2,
@@ -207,6 +274,13 @@ def test_a_plan_can_be_read():
 def test_an_impossible_engine_layout_is_refused(sizes, engine_tp, words):
     with pytest.raises(ConfigError, match=words):
         sglang_layout(make_arch(**sizes), 0, engine_tp)
+
+
+@pytest.mark.parametrize(("experts", "engine_ep"), [(EXPERTS, 4), (None, 2)])
+def test_an_impossible_expert_parallel_size_of_the_engine_is_refused(experts, engine_ep):
+    arch = make_arch(num_heads=4, num_kv_heads=4, experts=experts)
+    with pytest.raises(ConfigError, match=f"expert parallel size {engine_ep} does not divide"):
+        sglang_layout(arch, 0, 2, engine_ep)
 
 
 def test_a_bucket_of_nothing_is_refused():

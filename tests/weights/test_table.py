@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_srpo.model.architecture import Experts
 from megatron_srpo.weights.table import (
     Box,
     Entry,
@@ -13,9 +14,10 @@ from megatron_srpo.weights.table import (
     format_table,
     hf_shapes,
     owners_by_tensor,
+    places,
     rank_table,
 )
-from tests.weights.reference import make_arch, shard
+from tests.weights.reference import EXPERTS, make_arch, shard
 
 
 @st.composite
@@ -23,8 +25,21 @@ def layouts(draw: st.DrawFn) -> tuple:
     """An architecture that the layout can split, the layout, and the rows of a vocabulary shard."""
     tp, pp = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2]))
     kv_heads = tp * draw(st.integers(1, 2))
+    layers = pp * draw(st.integers(1, 2))
+    experts, ep = None, 1
+    if draw(st.booleans()):
+        ep = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6) if n % tp == 0 or tp % n == 0]))
+        dense = draw(st.sets(st.integers(0, layers - 1), max_size=layers - 1))
+        experts = Experts(
+            count=ep * draw(st.integers(1, 2)),
+            per_token=1,
+            ffn_hidden_size=draw(st.integers(1, 3)),
+            renormalize=False,
+            dense_layers=tuple(sorted(dense)),
+        )
     arch = make_arch(
-        num_layers=pp * draw(st.integers(1, 2)),
+        num_layers=layers,
+        experts=experts,
         hidden_size=draw(st.integers(1, 6)),
         ffn_hidden_size=tp * draw(st.integers(1, 3)),
         num_kv_heads=kv_heads,
@@ -33,19 +48,15 @@ def layouts(draw: st.DrawFn) -> tuple:
         vocab_size=draw(st.integers(1, 20)),
         tied_embeddings=draw(st.booleans()),
     )
-    return arch, tp, pp, arch.padded_vocab_size(tp, draw(st.integers(1, 4))) // tp
-
-
-def places(tp: int, pp: int) -> list[Place]:
-    return [Place(t, tp, p, pp) for p in range(pp) for t in range(tp)]
+    return arch, tp, pp, ep, arch.padded_vocab_size(tp, draw(st.integers(1, 4))) // tp
 
 
 @settings(deadline=None)
 @given(layout=layouts())
 def test_every_element_of_every_hf_tensor_has_exactly_one_owner(layout):
-    arch, tp, pp, rows = layout
+    arch, tp, pp, ep, rows = layout
     counts = {name: torch.zeros(shape, dtype=torch.int) for name, shape in hf_shapes(arch).items()}
-    for owners in owners_by_tensor(arch, tp, pp, rows).values():
+    for owners in owners_by_tensor(arch, tp, pp, rows, ep).values():
         for owned in owners:
             counts[owned.piece.hf_name][owned.piece.source.slices] += 1
     assert all(bool((count == 1).all()) for count in counts.values())
@@ -54,8 +65,8 @@ def test_every_element_of_every_hf_tensor_has_exactly_one_owner(layout):
 @settings(deadline=None)
 @given(layout=layouts())
 def test_every_element_of_every_shard_is_filled_once_except_padding(layout):
-    arch, tp, pp, rows = layout
-    for place in places(tp, pp):
+    arch, tp, pp, ep, rows = layout
+    for place in places(tp, pp, ep):
         for entry in rank_table(arch, place, rows):
             count = torch.zeros(entry.shape, dtype=torch.int)
             for piece in entry.pieces:
@@ -71,29 +82,27 @@ def test_every_element_of_every_shard_is_filled_once_except_padding(layout):
 @settings(deadline=None)
 @given(layout=layouts())
 def test_shards_equal_an_independent_statement_of_the_layout(layout):
-    arch, tp, pp, rows = layout
+    arch, tp, pp, ep, rows = layout
     generator = torch.Generator().manual_seed(0)
     hf = {name: torch.randn(shape, generator=generator) for name, shape in hf_shapes(arch).items()}
-    for place in places(tp, pp):
+    for place in places(tp, pp, ep):
         for entry in rank_table(arch, place, rows):
             local = torch.zeros(entry.shape)
             for piece in entry.pieces:
                 local[piece.target.slices] = hf[piece.hf_name][piece.source.slices]
-            parts = entry.parameter.split(".")
-            stage_start = place.pp_rank * arch.num_layers // pp
-            index = stage_start + int(parts[2]) if parts[1] == "layers" else -1
-            assert torch.equal(local, shard(arch, hf, entry.parameter, index, place.tp_rank, tp, rows))
+            assert torch.equal(local, shard(arch, hf, entry.parameter, place, rows))
 
 
 @settings(deadline=None)
 @given(layout=layouts())
-def test_copies_are_replicated_norms_and_the_tied_head(layout):
-    arch, tp, pp, rows = layout
-    for place in places(tp, pp):
+def test_copies_are_what_other_ranks_hold_too_and_the_tied_head(layout):
+    arch, tp, pp, ep, rows = layout
+    for place in places(tp, pp, ep):
         for entry in rank_table(arch, place, rows):
-            norm = entry.parameter.endswith("norm.weight")
+            whole = entry.parameter.endswith(("norm.weight", "router.weight"))
+            holders = 1 if whole else ep if ".experts." in entry.parameter else tp
             tied_head = entry.parameter == "output_layer.weight" and arch.tied_embeddings
-            assert entry.owner == (not tied_head and (not norm or place.tp_rank == 0))
+            assert entry.owner == (not tied_head and place.rank < holders)
 
 
 def test_hf_names_and_shapes_are_those_of_transformers():
@@ -110,6 +119,29 @@ def test_hf_names_and_shapes_are_those_of_transformers():
     )
     state = random_qwen3().state_dict()
     assert hf_shapes(arch) == {name: tuple(value.shape) for name, value in state.items()}
+
+
+def test_a_mixtures_names_and_shapes_are_those_of_its_files(tmp_path):
+    from megatron_srpo.model.architecture import Qwen3Architecture
+    from tests.model.tiny import EXPERTS, stored_tensors, write_random_qwen3
+
+    folder = write_random_qwen3(tmp_path, **EXPERTS, mlp_only_layers=[0])
+    expected = {name: tuple(value.shape) for name, value in stored_tensors(folder).items()}
+    assert hf_shapes(Qwen3Architecture.from_hf_folder(folder)) == expected
+
+
+def test_an_expert_lies_whole_on_one_rank_of_its_group():
+    table = rank_table(make_arch(experts=EXPERTS), Place(1, 1, 0, 1, ep_size=2), 10)
+    pieces = {
+        (piece.hf_name, str(piece.target))
+        for entry in table
+        for piece in entry.pieces
+        if ".experts." in piece.hf_name
+    }
+    assert ("model.layers.0.mlp.experts.2.gate_proj.weight", "[0:4, 0:12]") in pieces
+    assert ("model.layers.0.mlp.experts.2.up_proj.weight", "[4:8, 0:12]") in pieces
+    assert ("model.layers.1.mlp.experts.3.down_proj.weight", "[0:12, 0:4]") in pieces
+    assert len(pieces) == 2 * 2 * 3
 
 
 def test_tied_models_have_one_embedding_and_a_head_only_on_another_stage():

@@ -41,6 +41,8 @@ def server_options(config: SGLangConfig, model_path: str, dtype: str) -> dict[st
         "tp_size": config.tensor_parallel,
         "dtype": dtype if config.dtype == "auto" else config.dtype,
     }
+    if config.expert_parallel > 1:
+        ours["ep_size"] = config.expert_parallel
     if config.quantization:
         ours["quantization"] = config.quantization
     if config.mem_fraction is not None:

@@ -30,7 +30,8 @@ _WEIGHTS, _CACHE = "weights", "kv_cache"
 class SGLangPublisher:
     """A :class:`~megatron_srpo.rollout.engine.WeightPublisher` for servers. Collective over the job.
 
-    Replica ``d`` of ``D`` looks after the servers whose index is ``d`` modulo ``D``.
+    Copy ``c`` of ``C`` of the model (a replica, or several with experts spread over them) looks after the
+    servers whose index is ``c`` modulo ``C``.
 
     Args:
         fleet: on global rank 0, which starts and restarts servers; None elsewhere.
@@ -53,8 +54,7 @@ class SGLangPublisher:
         colocated: bool = False,
     ) -> None:
         self._fleet, self._engine, self._sync, self._groups = fleet, engine, sync, groups
-        # Context-parallel ranks hold the same weights: the first of them send theirs.
-        self._serving = groups.dp_rank < servers and groups.cp_rank == 0
+        self._serving = groups.sends and groups.copy_index < servers
         self._attempts, self._colocated = attempts, colocated
         self._version = 0
         self._resting = False
@@ -85,9 +85,9 @@ class SGLangPublisher:
 
     @property
     def _mine(self) -> Sequence[SGLangServer]:
-        if self._engine is None:
+        if self._engine is None or self._groups.copy.rank() > 0:
             return ()
-        return self._engine.servers[self._groups.dp_rank :: self._groups.dp_size]
+        return self._engine.servers[self._groups.copy_index :: self._groups.copies]
 
     def publish(self, version: int) -> dict[str, float]:
         """Push the weights; dead servers are restarted first, and after a failure. See the protocol."""

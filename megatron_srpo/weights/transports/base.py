@@ -105,9 +105,9 @@ def label_of(buckets: Iterable[FilledBucket]) -> str:
 
 
 class Transport(Protocol):
-    """Brings the buckets of a plan to the servers of one replica.
+    """Brings the buckets of a plan to the servers of one copy of the model.
 
-    All ranks of the replica call the same methods in the same order; only its first rank has ``servers``.
+    All ranks of the copy call the same methods in the same order; only its first rank has ``servers``.
     """
 
     @property

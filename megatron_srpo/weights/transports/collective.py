@@ -24,7 +24,7 @@ _PROBE = "megatron_srpo.link_probe"
 
 
 class CollectiveTransport:
-    """Broadcasts flat buckets from the first rank of the replica.
+    """Broadcasts flat buckets from the first rank of the copy.
 
     Args:
         address: where servers reach this host; "" finds it.
@@ -34,7 +34,7 @@ class CollectiveTransport:
     def __init__(
         self, groups: ProcessGroups, engine_tp: int, address: str = "", timeout_s: float = 300.0
     ) -> None:
-        self._replica = groups.shards
+        self._replica = groups.copy
         self._engine_tp = engine_tp
         self._address = address
         self._timeout_s = timeout_s

@@ -1,4 +1,4 @@
-"""Through a folder of safetensors, which every rank of the replica writes a share of and every server reads.
+"""Through a folder of safetensors, which every rank of the copy writes a share of and every server reads.
 
 Works between any machines that share a file system; two copies of the model pass through it.
 """
@@ -33,8 +33,8 @@ class DiskTransport:
     """
 
     def __init__(self, groups: ProcessGroups, folder: str | Path, hf_files: str | Path) -> None:
-        self._group = groups.shards
-        self._root = Path(folder) / f"replica{groups.dp_rank}"
+        self._group = groups.copy
+        self._root = Path(folder) / f"replica{groups.copy_index}"
         self._hf_files = Path(hf_files)
         self._writer = ThreadPoolExecutor(1, "weights-to-disk")
         self._servers: Sequence[EngineServer] = ()

@@ -48,11 +48,14 @@ class TensorTransport:
 
     Args:
         whole: send whole tensors under their Hugging Face names instead of each rank's own parameters.
+        engine_ep: expert parallel size of the servers.
     """
 
-    def __init__(self, groups: ProcessGroups, engine_tp: int, whole: bool = False) -> None:
-        self._group = groups.shards
-        self._engine_tp = engine_tp
+    def __init__(
+        self, groups: ProcessGroups, engine_tp: int, whole: bool = False, engine_ep: int = 1
+    ) -> None:
+        self._group = groups.copy
+        self._engine_tp, self._engine_ep = engine_tp, engine_ep
         self._whole = whole
         self._servers: Sequence[EngineServer] = ()
         self._receivers = 0
@@ -64,7 +67,7 @@ class TensorTransport:
         """Plan one lane per engine rank, or one of whole tensors; see :class:`Transport`."""
         if self._whole:
             return plan_whole(arch, training, [0], limit)
-        return plan_shards(arch, training, engine_tp, limit)
+        return plan_shards(arch, training, engine_tp, limit, self._engine_ep)
 
     def memory(self, dtype: torch.dtype, device: torch.device) -> BucketMemory:
         """Return memory that other processes can map."""

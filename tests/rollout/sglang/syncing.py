@@ -16,14 +16,27 @@ PROMPTS = [(5, 17, 300), (41, 42, 43, 44, 45, 46), (600,)]
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=12)
 
 
-def write_variant(folder: Path, seed: int) -> Path:
-    """Write the tiny model with every weight changed, so that an old one cannot pass for a new one."""
+def write_mixture(folder: Path) -> Path:
+    """Write a random mixture of experts with the tiny model's vocabulary and tokenizer."""
+    from tests.model.tiny import EXPERTS, write_random_qwen3
+
+    # Without CUDA, SGLang pads an expert's units to 32 a rank.
+    write_random_qwen3(
+        folder, **{**EXPERTS, "vocab_size": 640, "num_experts": 8, "moe_intermediate_size": 64}
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TINY_MODEL / name).read_bytes())
+    return folder
+
+
+def write_variant(folder: Path, seed: int, source: Path = TINY_MODEL) -> Path:
+    """Write a model with every weight changed, so that an old one cannot pass for a new one."""
     folder.mkdir(parents=True)
-    for file in TINY_MODEL.iterdir():
+    for file in source.iterdir():
         if file.suffix in (".json", ".jinja"):
             (folder / file.name).write_bytes(file.read_bytes())
     generator = torch.Generator().manual_seed(seed)
-    state = load_file(TINY_MODEL / "model.safetensors")
+    state = load_file(source / "model.safetensors")
     changed = {
         name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in state.items()
     }
@@ -54,11 +67,11 @@ def make_sync(groups: Any, folder: str, transport: str, engine_tp: int, scratch:
     return WeightSync(policy, arch, groups, kinds[transport](), engine_tp, SyncSettings(**chosen))
 
 
-def make_engine(endpoint: Endpoint) -> Any:
+def make_engine(endpoint: Endpoint, vocab_limit: int = 620) -> Any:
     """Connect to a server as the leader of a replica does."""
     from megatron_srpo.rollout.sglang.engine import SGLangEngine
 
-    return SGLangEngine([endpoint], vocab_size=640, vocab_limit=620, stop_tokens=(613, 615))
+    return SGLangEngine([endpoint], vocab_size=640, vocab_limit=vocab_limit, stop_tokens=(613, 615))
 
 
 def push_and_sample(
@@ -70,17 +83,19 @@ def push_and_sample(
     endpoint: Endpoint,
     scratch: str,
     first_version: int,
+    ep: int = 1,
+    vocab_limit: int = 620,
 ) -> list[tuple[list[Completion], Any]]:
     """For every (transport, folder), push the folder's weights and sample; rank 0 returns what it saw."""
     from megatron_srpo.model.parallel import initialize_parallel
 
     # As torchrun sets it for its processes: no group of ours may look for torchrun's store.
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    groups = initialize_parallel(tp, pp)
+    groups = initialize_parallel(tp, pp, expert=ep)
     seen = []
     for version, (transport, folder) in enumerate(jobs, start=first_version):
         sync = make_sync(groups, folder, transport, endpoint.tensor_parallel, scratch)
-        engine = make_engine(endpoint) if rank == 0 else None
+        engine = make_engine(endpoint, vocab_limit) if rank == 0 else None
         try:
             servers = engine.servers if engine else ()
             report = sync.push(servers, version, verify=True)

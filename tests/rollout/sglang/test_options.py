@@ -76,6 +76,11 @@ class TestMerging:
             "a_b": 1,
         }
 
+    def test_expert_parallelism_is_named_where_there_is_some(self) -> None:
+        assert "ep_size" not in server_options(SGLangConfig(), "m", "float32")
+        options = server_options(SGLangConfig(tensor_parallel=4, expert_parallel=2), "m", "float32")
+        assert (options["tp_size"], options["ep_size"]) == (4, 2)
+
     def test_on_a_gpu_sglang_decides_the_rest(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(platform, "has_cuda", lambda: True)
         assert server_options(SGLangConfig(), "m", "float32") == {

@@ -161,7 +161,6 @@ EXPERT_LAYOUTS = {
     "ep4": (4, Layout(ep=4, capacity=90)),
     "ep2 dp2": (4, Layout(ep=2, capacity=100)),
     "ep2 pp2": (4, Layout(ep=2, pp=2, capacity=70)),
-    "tp2 sp": (2, Layout(tp=2, sequence=True, capacity=100)),
     "tp2 sp ep2": (2, Layout(tp=2, ep=2, sequence=True, capacity=100)),
     "tp2 sp ep4 distributed": (4, Layout(tp=2, ep=4, sequence=True, distributed=True, capacity=100)),
     "cp2 ep2": (2, Layout(cp=2, ep=2, capacity=100)),

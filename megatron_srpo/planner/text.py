@@ -48,7 +48,7 @@ def describe_problem(problem: Problem) -> str:
         f"model    {shape.name}: {whole.total:,} parameters, {active_parameters(shape):,} per token; "
         f"{shape.num_layers} layers",
         f"step     {work.prompts} prompts x {work.samples} responses; prompts of {work.prompt_tokens}, "
-        f"responses of {work.response_tokens} (longest {work.max_response_tokens}) tokens; {work.tokens:,} tokens",
+        f"responses of {work.response_tokens} (longest {work.max_response_tokens}); {work.tokens:,} tokens",
         f"         {work.distilled_share:.0%} of rollouts distilled, teacher {work.teacher}; micro-batches "
         f"of {work.micro_batch_tokens} tokens; staleness {work.staleness}",
         f"GPU      {gpu.name}: {gpu.memory_bytes / 1e9:.0f} GB, {gpu.bf16_flops / 1e12:.0f} TFLOP/s bf16",

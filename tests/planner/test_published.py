@@ -1,0 +1,60 @@
+"""Predictions beside published numbers: the table in the documentation is this function's output."""
+
+import re
+
+import pytest
+
+from megatron_srpo.planner.assumptions import Assumptions
+from megatron_srpo.planner.published import SOURCES, comparisons
+from megatron_srpo.planner.text import error_summary, published_table, source_list
+from tests.conftest import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "plan.md").read_text(encoding="utf-8")
+ROWS = comparisons()
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r" +", " ", text)
+
+
+def test_the_documented_table_is_computed() -> None:
+    assert squeezed(published_table(ROWS)) in squeezed(PAGE)
+    assert error_summary(ROWS) in PAGE
+    assert source_list() in PAGE
+
+
+def test_rows_have_sources_and_both_kinds() -> None:
+    assert {row.source for row in ROWS} == set(SOURCES)
+    fitted = [row for row in ROWS if row.fitted]
+    assert len(ROWS) >= 19 and len(ROWS) - len(fitted) >= 12
+    assert all(row.value > 0 and row.predicted > 0 for row in ROWS)
+
+
+def test_errors_are_relative_to_what_was_published() -> None:
+    assert all(row.error == pytest.approx((row.predicted - row.value) / row.value) for row in ROWS)
+
+
+def test_predictions_are_no_further_off_than_the_page_says() -> None:
+    """The page names the worst row; nothing may drift beyond it unnoticed."""
+    assert max(abs(row.error) for row in ROWS) < 0.55
+    others = [abs(row.error) for row in ROWS if not row.fitted]
+    assert sum(others) / len(others) < 0.25
+
+
+def test_predictions_follow_the_assumptions() -> None:
+    """No row is a constant: halving what matrix products and decode steps achieve slows every step."""
+    slow = Assumptions(
+        matmul=0.27,
+        matmul_fp8=0.26,
+        expert_matmul=0.14,
+        decode_bandwidth=0.32,
+        sync_link=0.15,
+        all_to_all=0.07,
+    )
+    for before, after in zip(ROWS, comparisons(slow), strict=True):
+        slower = (
+            after.predicted > before.predicted
+            if before.unit != "tokens/s/GPU"
+            else (after.predicted < before.predicted)
+        )
+        assert slower, before.what

@@ -1,0 +1,85 @@
+"""The search: what it tries, what it finds, and what it says of the rest."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from megatron_srpo.planner.assumptions import Assumptions
+from megatron_srpo.planner.hardware import GPUS
+from megatron_srpo.planner.layout import Layout, Obstacle
+from megatron_srpo.planner.search import Found, candidates, search
+from megatron_srpo.planner.shape import QWEN3
+from megatron_srpo.planner.step import Plan, Problem, plan_step
+from megatron_srpo.planner.workload import Workload
+
+
+def problem(name: str, **changes: int) -> Problem:
+    return Problem(QWEN3[name], Workload(**changes), GPUS["h100"], Assumptions())
+
+
+@pytest.fixture(scope="module")
+def found() -> Found:
+    return search(problem("qwen3-8b"), 16)
+
+
+def test_every_plan_uses_the_gpus_and_fits(found: Found) -> None:
+    assert len(found.plans) == 5
+    for plan in found.plans:
+        assert plan.gpus == 16
+        again = plan_step(problem("qwen3-8b"), plan.layout, plan.engine)
+        assert isinstance(again, Plan) and again.seconds == plan.seconds
+
+
+def test_the_best_is_the_best_of_all(found: Found) -> None:
+    task = problem("qwen3-8b")
+    results = [plan_step(task, *candidate) for candidate in candidates(task, 16, Layout())]
+    fitting = [result for result in results if isinstance(result, Plan)]
+    assert found.tried == len(results)
+    assert found.plans[0].seconds == min(plan.seconds for plan in fitting)
+    rates = [plan.tokens_per_second_per_gpu for plan in found.plans]
+    assert rates == sorted(rates, reverse=True)
+    assert sum(failure.count for failure in found.failures) == len(results) - len(fitting)
+
+
+def test_failures_are_counted_with_their_nearest_miss(found: Found) -> None:
+    task = problem("qwen3-8b")
+    counts = [failure.count for failure in found.failures]
+    assert counts == sorted(counts, reverse=True)
+    (memory,) = [failure for failure in found.failures if failure.reason == "trainer's memory"]
+    misses = []
+    for candidate in candidates(task, 16, Layout()):
+        result = plan_step(task, *candidate)
+        if isinstance(result, Obstacle) and result.reason == "trainer's memory":
+            misses.append(result.miss)
+    assert (memory.count, memory.miss) == (len(misses), min(misses))
+    nearest = plan_step(task, memory.layout, memory.engine)
+    assert isinstance(nearest, Obstacle) and nearest.message == memory.message
+
+
+def test_too_few_gpus_for_a_large_model() -> None:
+    found = search(problem("qwen3-235b-a22b"), 16)
+    assert found.plans == ()
+    assert any(failure.reason == "trainer's memory" and failure.miss > 1.5 for failure in found.failures)
+
+
+def test_plans_that_differ_in_nothing_come_once(found: Found) -> None:
+    for one, other in itertools.combinations(found.plans, 2):
+        same_numbers = one.seconds == other.seconds and one.memory == other.memory
+        assert not (
+            same_numbers and replace(one.layout, recompute="none") == replace(other.layout, recompute="none")
+        )
+
+
+def test_mixtures_are_tried_with_expert_parallelism() -> None:
+    task = problem("qwen3-30b-a3b")
+    layouts = {layout for layout, _ in candidates(task, 32, Layout())}
+    assert {layout.expert for layout in layouts} >= {1, 2, 4, 8, 16, 32}
+    assert all(layout.sequence for layout in layouts if layout.tensor > 1)
+    best = search(task, 32).plans[0]
+    assert best.layout.expert > 1
+
+
+def test_stale_rollouts_are_tried_beside_training_only() -> None:
+    engines = {engine for _, engine in candidates(problem("qwen3-8b", staleness=1), 16, Layout())}
+    assert engines and not any(engine.colocated for engine in engines)

@@ -1,16 +1,17 @@
 """Bytes that a layer keeps for its backward pass, per micro-batch and rank.
 
 Counted from what the modules save. Elements per token, with H the hidden size, Q the width of the queries, K
-that of the keys (values are as wide), F the feed-forward size, k experts per token of size E:
+that of the keys (values are as wide), F the feed-forward size, d the head size, k experts per token of size E:
 
-part                     transformer_engine                  local (this project's spec on a CPU)
-norms, residual stream   4 H                                 4 H
-attention                (Q + 2K) + (Q + K) + Q              (Q + 2K) + Q + (Q + 2K) + 2 Q
-feed-forward             3 F                                 4 F
-experts                  k (2 H + 3 E)                       k (2 H + 4 E)
+part                     transformer_engine      local (this project's layer spec, on a CPU)
+norms, residual stream   4 H                     4 H in fp32, and 2 H
+norms of queries, keys   Q + 2 K                 2 (Q + K) in fp32; in fp32 training Q + K more
+attention                2 Q + K                 3 Q + 2 K, and 4 d of RoPE
+feed-forward             3 F                     5 F
+experts                  k (2 H + 3 E)           k (2 H + 5 E)
 
-Everything but the full-width inputs of tensor-parallel linears is split by tensor parallelism; those are
-split as well with sequence parallelism.
+Everything but RoPE and the full-width inputs of tensor-parallel linears is split by tensor parallelism; those
+inputs, and the norms', are split as well with sequence parallelism.
 """
 
 from megatron_srpo.planner.layout import Layout
@@ -19,10 +20,7 @@ from megatron_srpo.planner.shape import ModelShape
 
 def layer_bytes(shape: ModelShape, layout: Layout, tokens: int) -> float:
     """Return what one layer keeps of ``tokens`` tokens (of the whole micro-batch) without recomputation."""
-    own = tokens / layout.context
-    return own * layout.element_bytes * (_stream(shape, layout) + _inner(shape, layout)) + own * _statistics(
-        shape, layout
-    )
+    return tokens / layout.context * _token_bytes(shape, layout)
 
 
 def kept_layer_bytes(shape: ModelShape, layout: Layout, tokens: int) -> float:
@@ -32,7 +30,8 @@ def kept_layer_bytes(shape: ModelShape, layout: Layout, tokens: int) -> float:
         return own * layout.element_bytes * shape.hidden_size * _stream_share(layout)
     spared = 0.0
     if layout.recompute == "selective" and layout.kernels == "local":
-        spared = own * layout.element_bytes * (shape.qkv_size + shape.query_size) / layout.tensor
+        # The context; with Transformer Engine it is the next linear's input as well, and stays.
+        spared = own * layout.element_bytes * shape.query_size / layout.tensor
     return layer_bytes(shape, layout, tokens) - spared
 
 
@@ -74,23 +73,32 @@ def _stream_share(layout: Layout) -> float:
     return 1.0 / layout.tensor if layout.sequence else 1.0
 
 
-def _stream(shape: ModelShape, layout: Layout) -> float:
-    return 4 * shape.hidden_size * _stream_share(layout)
+def _token_bytes(shape: ModelShape, layout: Layout) -> float:
+    element, hidden = layout.element_bytes, shape.hidden_size
+    if layout.kernels == "local":
+        stream = hidden * (16 + 2 * element)
+        inner, whole = _local_inner(shape, layout), 4 * shape.head_dim * element
+    else:
+        stream, whole = 4 * hidden * element, 0
+        inner = element * (shape.qkv_size + 2 * shape.query_size + shape.kv_size)
+    inner += element * _feed_forward(shape, 5 if layout.kernels == "local" else 3)
+    heads = 4 * (2 * shape.num_heads + shape.num_kv_heads)  # the attention's normalisers and the heads' norms
+    router = 8 * shape.num_experts + 4 * 2
+    return (stream + router) * _stream_share(layout) + whole + (inner + heads) / layout.tensor
 
 
-def _inner(shape: ModelShape, layout: Layout) -> float:
-    """Elements per token that tensor parallelism splits."""
+def _local_inner(shape: ModelShape, layout: Layout) -> float:
     query, key = shape.query_size, shape.kv_size
-    local = layout.kernels == "local"
-    attention = shape.qkv_size + (query + shape.qkv_size + 2 * query if local else 2 * query + key)
-    gated = 4 if local else 3
+    norms = 8 * (query + key)
+    if layout.dtype == "float32":
+        # The norms need no fp32 copy, and so keep the joint storage of queries, keys and values alive; queries
+        # of several key heads are copied out of it.
+        norms += 4 * (key if shape.num_kv_heads == layout.tensor else query + key)
+    return norms + layout.element_bytes * (3 * query + 2 * key)
+
+
+def _feed_forward(shape: ModelShape, copies: int) -> float:
+    """Elements per token; ``copies`` of the feed-forward width."""
     if shape.is_moe:
-        per_expert = 2 * shape.hidden_size + gated * shape.expert_ffn_size
-        return (attention + shape.experts_per_token * per_expert) / layout.tensor
-    return (attention + gated * shape.ffn_hidden_size) / layout.tensor
-
-
-def _statistics(shape: ModelShape, layout: Layout) -> float:
-    """Bytes per token in fp32: norms' reciprocal means, the attention's normaliser, router probabilities."""
-    heads = 2 * shape.num_heads + shape.num_kv_heads
-    return 4 * (2 + heads / layout.tensor) + 8 * shape.num_experts * _stream_share(layout)
+        return shape.experts_per_token * (2 * shape.hidden_size + copies * shape.expert_ffn_size)
+    return copies * shape.ffn_hidden_size

@@ -86,16 +86,15 @@ class ModelShape:
         """
         moe = config.get("model_type") == "qwen3_moe"
         dense = Qwen3Architecture.from_hf_config({**config, "model_type": "qwen3"} if moe else config)
-        experts: dict[str, int] = {}
+        experts = (0, 0, 0)
         if moe:
             if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-                raise ModelError("mlp_only_layers or decoder_sparse_step leave layers without experts; no "
-                                 "Qwen3 does that, and it is not supported")  # fmt: skip
-            experts = {
-                "num_experts": _size(config, "num_experts"),
-                "experts_per_token": _size(config, "num_experts_per_tok"),
-                "expert_ffn_size": _size(config, "moe_intermediate_size"),
-            }
+                raise ModelError(
+                    "mlp_only_layers or decoder_sparse_step leave layers without experts; no Qwen3 does "
+                    "that, and it is not supported"
+                )
+            keys = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+            experts = (_size(config, keys[0]), _size(config, keys[1]), _size(config, keys[2]))
         return cls(
             name=name,
             num_layers=dense.num_layers,
@@ -106,7 +105,9 @@ class ModelShape:
             head_dim=dense.head_dim,
             vocab_size=dense.vocab_size,
             tied_embeddings=dense.tied_embeddings,
-            **experts,
+            num_experts=experts[0],
+            experts_per_token=experts[1],
+            expert_ffn_size=experts[2],
         )
 
 

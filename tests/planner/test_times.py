@@ -147,7 +147,7 @@ def test_a_small_cache_makes_waves() -> None:
 
 def test_the_longest_response_is_waited_for() -> None:
     """With as many tokens, a longer tail takes longer; with stale rollouts the tail is filled up."""
-    even = Workload(prompts=64, response_tokens=2000, max_response_tokens=2000, micro_batch_tokens=4000)
+    even = Workload(prompts=16, response_tokens=2000, max_response_tokens=2000, micro_batch_tokens=4000)
     uneven = replace(even, max_response_tokens=8000, micro_batch_tokens=9000)
     assert servers(uneven, cache=1e15).seconds() > 1.5 * servers(even, cache=1e15).seconds()
     stale = replace(uneven, staleness=4)

@@ -89,12 +89,12 @@ class Case:
 
 
 CASES = {
-    "wide": Case(4, 512, 1536, 8, 4, 64, 8192, True, 8),
-    "deep": Case(12, 256, 768, 4, 2, 64, 4096, True, 8),
-    "untied": Case(4, 384, 1024, 6, 2, 64, 16384, False, 6),
-    "long head": Case(2, 256, 512, 4, 4, 64, 50048, True, 4, vocabulary_compared="full"),
-    "no teacher": Case(6, 384, 1152, 6, 6, 64, 8192, True, 8, teacher="none"),
-    "bf16": Case(6, 512, 1536, 8, 2, 64, 8192, True, 8, dtype="bfloat16"),
+    "wide": Case(3, 384, 1152, 6, 2, 64, 4096, True, 2),
+    "deep": Case(10, 192, 576, 6, 2, 32, 2048, True, 2),
+    "untied": Case(3, 256, 768, 4, 2, 64, 16384, False, 2),
+    "large head": Case(2, 128, 256, 4, 4, 32, 50048, True, 2, vocabulary_compared="full"),
+    "no teacher": Case(4, 256, 768, 4, 4, 64, 4096, True, 3, teacher="none"),
+    "bf16": Case(4, 384, 1152, 6, 2, 64, 4096, True, 2, dtype="bfloat16"),
 }
 
 

@@ -1,7 +1,8 @@
 """Bytes that a layer keeps for its backward pass, per micro-batch and rank.
 
-Counted from what the modules save. Elements per token, with H the hidden size, Q the width of the queries, K
-that of the keys (values are as wide), F the feed-forward size, d the head size, k experts per token of size E:
+Counted from what the modules save. Elements per token, with H the hidden size, Q the width of the queries,
+K that of the keys (values are as wide), F the feed-forward size, d the head size, k experts per token of
+size E:
 
 part                     transformer_engine      local (this project's layer spec, on a CPU)
 norms, residual stream   4 H                     4 H in fp32, and 2 H
@@ -91,8 +92,8 @@ def _local_inner(shape: ModelShape, layout: Layout) -> float:
     query, key = shape.query_size, shape.kv_size
     norms = 8 * (query + key)
     if layout.dtype == "float32":
-        # The norms need no fp32 copy, and so keep the joint storage of queries, keys and values alive; queries
-        # of several key heads are copied out of it.
+        # The norms need no fp32 copy, and so keep the joint storage of queries, keys and values alive;
+        # queries of several key heads are copied out of it.
         norms += 4 * (key if shape.num_kv_heads == layout.tensor else query + key)
     return norms + layout.element_bytes * (3 * query + 2 * key)
 

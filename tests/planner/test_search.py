@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,11 @@ from megatron_srpo.planner.hardware import GPUS
 from megatron_srpo.planner.layout import Layout, Obstacle
 from megatron_srpo.planner.search import Found, candidates, search
 from megatron_srpo.planner.shape import QWEN3
-from megatron_srpo.planner.step import Plan, Problem, plan_step
+from megatron_srpo.planner.step import Engine, Plan, Problem, plan_step
 from megatron_srpo.planner.workload import Workload
 
 
-def problem(name: str, **changes: int) -> Problem:
+def problem(name: str, **changes: Any) -> Problem:
     return Problem(QWEN3[name], Workload(**changes), GPUS["h100"], Assumptions())
 
 
@@ -72,12 +73,16 @@ def test_plans_that_differ_in_nothing_come_once(found: Found) -> None:
 
 
 def test_mixtures_are_tried_with_expert_parallelism() -> None:
-    task = problem("qwen3-30b-a3b")
+    """What EP is for: with all experts on every GPU, they alone are too much."""
+    task = problem("qwen3-30b-a3b", teacher="live")
     layouts = {layout for layout, _ in candidates(task, 32, Layout())}
     assert {layout.expert for layout in layouts} >= {1, 2, 4, 8, 16, 32}
     assert all(layout.sequence for layout in layouts if layout.tensor > 1)
-    best = search(task, 32).plans[0]
-    assert best.layout.expert > 1
+    spread = Layout(data=32, expert=8, recompute="full")
+    beside = Engine(2, 32, colocated=False)
+    assert isinstance(plan_step(task, spread, beside), Plan)
+    whole = plan_step(task, replace(spread, expert=1), beside)
+    assert isinstance(whole, Obstacle) and whole.reason == "trainer's memory"
 
 
 def test_stale_rollouts_are_tried_beside_training_only() -> None:

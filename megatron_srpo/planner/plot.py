@@ -54,6 +54,8 @@ def name_of(curve: Curve) -> str:
 
 
 def _throughput(axes: "Axes", curves: Sequence[Curve]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     for index, one in enumerate(curves):
         gpus = [point.gpus for point in one.points]
         rates = [point.plan.tokens_per_second_per_gpu * point.gpus for point in one.points]
@@ -62,6 +64,7 @@ def _throughput(axes: "Axes", curves: Sequence[Curve]) -> None:
         axes.plot(gpus, straight, "--", color=light("grey"), linewidth=0.8, zorder=1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_ylabel("tokens/s")
     axes.legend(loc="upper left")
 

@@ -51,6 +51,7 @@ def curve_record(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         {
             "staleness": one.staleness,
             "ended": one.ended or None,
+            "assumptions": effect_record(one.effects),
             "points": [
                 {
                     "gpus": point.gpus,

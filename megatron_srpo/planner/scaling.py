@@ -27,15 +27,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One way of running (its staleness) over numbers of GPUs, with the first number that failed and why."""
-
-    staleness: int
-    points: tuple[Point, ...]
-    ended: str
-
-
-@dataclass(frozen=True)
 class Effect:
     """What one assumption does: seconds of a step with it a fifth lower and higher, as shares of the plan's.
 
@@ -53,6 +44,21 @@ class Effect:
         return max(abs(self.low), abs(self.high))
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One way of running (its staleness) over numbers of GPUs.
+
+    Attributes:
+        ended: the first number of GPUs that failed, and why; empty where none did.
+        effects: of the assumptions at the last point, the largest first.
+    """
+
+    staleness: int
+    points: tuple[Point, ...]
+    ended: str
+    effects: tuple[Effect, ...]
+
+
 def curve(problem: Problem, first: Plan, staleness: int, most: int, grow: bool) -> Curve:
     """Multiply a plan's replicas and servers by 2, 4, ... up to ``most`` GPUs.
 
@@ -61,6 +67,7 @@ def curve(problem: Problem, first: Plan, staleness: int, most: int, grow: bool) 
     """
     points: list[Point] = []
     times, ended = 1, ""
+    found: tuple[Effect, ...] = ()
     while first.gpus * times <= most:
         prompts = problem.workload.prompts * (times if grow else 1)
         larger = replace(problem, workload=replace(problem.workload, prompts=prompts, staleness=staleness))
@@ -75,8 +82,9 @@ def curve(problem: Problem, first: Plan, staleness: int, most: int, grow: bool) 
         base = points[0].plan if points else plan
         efficiency = plan.tokens_per_second_per_gpu / base.tokens_per_second_per_gpu
         points.append(Point(first.gpus * times, prompts, plan, efficiency))
+        found = tuple(effects(larger, plan))
         times *= 2
-    return Curve(staleness, tuple(points), ended)
+    return Curve(staleness, tuple(points), ended, found)
 
 
 def curves(problem: Problem, gpus: int, most: int, staleness: tuple[int, ...], grow: bool) -> list[Curve]:

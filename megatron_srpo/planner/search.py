@@ -33,7 +33,7 @@ class Found:
 
 
 def search(problem: Problem, gpus: int, like: Layout | None = None, keep: int = 5) -> Found:
-    """Plan every layout of ``gpus`` GPUs.
+    """Plan every layout of ``gpus`` GPUs, each with the least recomputation that fits.
 
     Args:
         like: gives dtype, kernels and whether the optimizer is distributed.
@@ -41,26 +41,23 @@ def search(problem: Problem, gpus: int, like: Layout | None = None, keep: int = 
     """
     best: dict[Layout, Plan] = {}
     failures: dict[str, Failure] = {}
+    fitting: set[tuple[Layout, Engine]] = set()
     tried = 0
     for layout, engine in candidates(problem, gpus, like or Layout()):
+        kind = (replace(layout, recompute="none"), engine)
+        if kind in fitting:
+            continue  # it fits with less recomputation, and is faster so
         tried += 1
         result = plan_step(problem, layout, engine)
         if isinstance(result, Obstacle):
             failures[result.reason] = _add(failures.get(result.reason), result, layout, engine)
-        elif layout not in best or result.seconds < best[layout].seconds:
+            continue
+        fitting.add(kind)
+        if layout not in best or result.seconds < best[layout].seconds:
             best[layout] = result
-    plans = _distinct(sorted(best.values(), key=lambda plan: -plan.tokens_per_second_per_gpu))
+    plans = sorted(best.values(), key=lambda plan: -plan.tokens_per_second_per_gpu)
     by_count = sorted(failures.values(), key=lambda failure: -failure.count)
     return Found(tuple(plans[:keep]), tried, tuple(by_count))
-
-
-def _distinct(plans: list[Plan]) -> list[Plan]:
-    """Leave out plans whose recomputation changes nothing: the simpler one comes first."""
-    found: dict[tuple[Layout, float, float], Plan] = {}
-    for plan in plans:
-        key = (replace(plan.layout, recompute="none"), plan.seconds, plan.memory.total)
-        found.setdefault(key, plan)
-    return list(found.values())
 
 
 def _add(old: Failure | None, new: Obstacle, layout: Layout, engine: Engine) -> Failure:

@@ -100,7 +100,7 @@ class Plan:
 
 def plan_step(problem: Problem, layout: Layout, engine: Engine) -> Plan | Obstacle:
     """Plan one step, or say why it cannot be."""
-    found = obstacle(problem.shape, layout) or _batch(problem.workload, layout) or _serving(problem, engine)
+    found = _batch(problem.workload, layout) or obstacle(problem.shape, layout) or _serving(problem, engine)
     if found is not None:
         return found
     stage, memory = _fullest(problem, layout)
@@ -113,7 +113,7 @@ def plan_step(problem: Problem, layout: Layout, engine: Engine) -> Plan | Obstac
     need = LEAST_RUNNING * servers.kv_bytes_per_token
     need *= problem.workload.prompt_tokens + problem.workload.max_response_tokens
     if problem.workload.rollouts and cache < need:
-        return _no_cache(memory, engine, weights, need, available)
+        return _no_cache(memory, engine, weights, need, weights + cache)
     return _timed(problem, layout, engine, stage, memory, weights, servers)
 
 
@@ -248,9 +248,10 @@ def _too_much(memory: Memory, available: float, stage: int) -> Obstacle:
     )
 
 
-def _no_cache(memory: Memory, engine: Engine, weights: float, need: float, available: float) -> Obstacle:
+def _no_cache(memory: Memory, engine: Engine, weights: float, need: float, left: float) -> Obstacle:
+    """Say so; ``left`` is what the trainer leaves of a GPU."""
     resident = memory.resident if engine.colocated else 0.0
-    used = resident + weights + need
+    used, available = resident + weights + need, resident + left
     return Obstacle(
         "servers' memory",
         f"server TP {engine.tensor} needs {in_gib(used):.1f} of {in_gib(available):.1f} GiB (trainer "

@@ -168,8 +168,13 @@ def curve_table(curves: Sequence[Curve]) -> str:
                 ]
             )
         ends += [f"{mode} ends at {one.ended}"] if one.ended else []
+        if one.effects:
+            named = ", ".join(f"{effect.name} {effect.swing:.1%}" for effect in one.effects[:3])
+            ends.append(
+                f"{mode}, {one.points[-1].gpus:,} GPUs, depends most on (a fifth changes a step by): {named}"
+            )
     head = ["", "GPUs", "prompts", "s/step", "tokens/s/GPU", "tokens/s", "efficiency"]
-    return "\n".join([table(head, rows), *ends])
+    return "\n".join([table(head, rows), "", *(f"* {end}" for end in ends)])
 
 
 def effect_table(effects: Sequence[Effect], keep: int = 8) -> str:

@@ -29,6 +29,8 @@ def test_a_growing_batch_scales_to_thousands_with_losses(first: Plan) -> None:
     shares = [point.efficiency for point in drawn.points]
     assert shares[0] == 1 and shares == sorted(shares, reverse=True) and 0.5 < shares[-1] < 1
     assert drawn.ended == ""
+    last = replace(PROBLEM, workload=replace(PROBLEM.workload, prompts=8192))
+    assert list(drawn.effects) == effects(last, drawn.points[-1].plan)
 
 
 def test_a_fixed_batch_ends_where_replicas_run_out_of_prompts(first: Plan) -> None:

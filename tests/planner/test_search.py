@@ -36,7 +36,6 @@ def test_the_best_is_the_best_of_all(found: Found) -> None:
     task = problem("qwen3-8b")
     results = [plan_step(task, *candidate) for candidate in candidates(task, 16, Layout())]
     fitting = [result for result in results if isinstance(result, Plan)]
-    assert found.tried == len(results)
     assert found.plans[0].seconds == min(plan.seconds for plan in fitting)
     rates = [plan.tokens_per_second_per_gpu for plan in found.plans]
     assert rates == sorted(rates, reverse=True)
@@ -64,12 +63,10 @@ def test_too_few_gpus_for_a_large_model() -> None:
     assert any(failure.reason == "trainer's memory" and failure.miss > 1.5 for failure in found.failures)
 
 
-def test_plans_that_differ_in_nothing_come_once(found: Found) -> None:
-    for one, other in itertools.combinations(found.plans, 2):
-        same_numbers = one.seconds == other.seconds and one.memory == other.memory
-        assert not (
-            same_numbers and replace(one.layout, recompute="none") == replace(other.layout, recompute="none")
-        )
+def test_nothing_is_recomputed_that_fits_without() -> None:
+    for one, other in itertools.combinations(search(problem("qwen3-8b"), 16, keep=1000).plans, 2):
+        layouts = (replace(one.layout, recompute="none"), replace(other.layout, recompute="none"))
+        assert (layouts[0], one.engine) != (layouts[1], other.engine)
 
 
 def test_mixtures_are_tried_with_expert_parallelism() -> None:

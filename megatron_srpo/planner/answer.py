@@ -107,7 +107,7 @@ class Answer:
             parts.append(self._effects())
         if self.published:
             table = f"{text.published_table(self.published)}\n\n{text.error_summary(self.published)}"
-            parts.append(f"Published (*: in view when the assumptions were chosen):\n\n{table}")
+            parts.append(f"Published numbers:\n\n{table}")
         parts += [f"curve: {self.plot}"] if self.plot else []
         return "\n\n".join(parts)
 

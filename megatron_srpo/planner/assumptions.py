@@ -1,7 +1,7 @@
 """What of the hardware's published numbers can be achieved, and what nothing published says.
 
 Every number that is not arithmetic or a datasheet is here, by name, so that its effect on a plan can be shown
-(``scaling.py`` varies each). Where a value comes from a fit, ``docs/plan.md`` says to which rows.
+(``scaling.py`` varies each). They were set by hand with the published tables of ``published.py`` in view.
 """
 
 from dataclasses import dataclass, field, fields

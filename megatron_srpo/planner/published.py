@@ -23,6 +23,7 @@ _LLAMA = {
 }
 
 SOURCES = {
+    "RL 0.4": "NeMo-RL v0.4, the page named next at commit 06beed9",
     "RL 0.5": "NeMo-RL v0.5 (January 2026), docs/about/performance-summary.md, table H100 BF16, and the "
     "recipes of tag v0.5.0: https://github.com/NVIDIA-NeMo/RL",
     "RL 0.6": "NeMo-RL v0.6, as in tag v0.7.0 (July 2026), the same page and folder",
@@ -39,7 +40,7 @@ class Published:
 
     Attributes:
         value: seconds of a step, tokens/s/GPU, or seconds of a weight synchronisation (``unit``).
-        fitted: whether the assumptions were chosen with this row in view.
+        held_out: whether the row was added after the assumptions had been set.
     """
 
     source: str
@@ -48,7 +49,7 @@ class Published:
     unit: str
     value: float
     predicted: float
-    fitted: bool
+    held_out: bool
 
     @property
     def error(self) -> float:
@@ -71,7 +72,7 @@ class _Step:
     layout: Layout
     seconds: float
     engine_memory: float
-    fitted: bool = False
+    held_out: bool = False
 
 
 def _moe(tensor: int, context: int, pipeline: int, data: int, expert: int) -> Layout:
@@ -89,9 +90,9 @@ _LLAMA_DP = Layout(data=8, recompute="full")
 _DENSE_32B = Layout(tensor=4, pipeline=4, data=2, sequence=True)
 
 _STEPS = (
-    _Step("RL 0.5", "llama3.1-8b", 0, 4096, 1019, 16, 16, 1, _LLAMA_PP2, 92.8, 0.6, fitted=True),
+    _Step("RL 0.5", "llama3.1-8b", 0, 4096, 1019, 16, 16, 1, _LLAMA_PP2, 92.8, 0.6),
     _Step("RL 0.5", "llama3.1-8b", 1, 4096, 1123, 16, 8, 1, _LLAMA_DP, 64.8, 0.8),
-    _Step("RL 0.5", "qwen3-32b", 0, 4096, 3251, 32, 32, 4, _DENSE_32B, 376, 0.6, fitted=True),
+    _Step("RL 0.5", "qwen3-32b", 0, 4096, 3251, 32, 32, 4, _DENSE_32B, 376, 0.6),
     _Step("RL 0.5", "qwen3-32b", 1, 4096, 3252, 64, 32, 4, _DENSE_32B, 200, 0.8),
     _Step("RL 0.6", "qwen3-30b-a3b", 0, 4096, 3203, 32, 32, 2, _moe(1, 1, 1, 32, 8), 192, 0.6),
     _Step("RL 0.6", "qwen3-30b-a3b", 1, 4096, 3201, 32, 16, 2, _moe(1, 1, 2, 8, 8), 152, 0.8),
@@ -99,6 +100,7 @@ _STEPS = (
     _Step("RL 0.6", "qwen3-235b-a22b", 0, 8192, 5698, 128, 128, 16, _big(2, 2, 4), 395, 0.6),
     _Step("RL 0.6", "qwen3-235b-a22b", 0, 8192, 5713, 256, 256, 16, _big(2, 2, 8), 312, 0.6),
     _Step("RL 0.6", "qwen3-235b-a22b", 1, 8192, 5721, 256, 128, 8, _big(4, 1, 4), 231, 0.88),
+    _Step("RL 0.4", "qwen3-30b-a3b", 0, 4096, 3154, 32, 32, 4, _moe(2, 1, 1, 16, 8), 225, 0.6, True),
 )
 
 
@@ -114,7 +116,7 @@ class _Throughput:
     length: int
     layout: Layout
     tokens_per_second_per_gpu: float
-    fitted: bool = False
+    held_out: bool = False
 
 
 def _fp8(tensor: int, pipeline: int, virtual: int, data: int, expert: int = 1) -> Layout:
@@ -126,15 +128,16 @@ def _ends(layout: Layout) -> Layout:
 
 
 _THROUGHPUTS = (
-    _Throughput("Bridge 26.02", "llama3-70b", "h100", 256, 1, 8192, _fp8(4, 8, 5, 2), 1621, fitted=True),
+    _Throughput("Bridge 26.02", "llama3-70b", "h100", 256, 1, 8192, _fp8(4, 8, 5, 2), 1621),
     _Throughput("Bridge 25.11", "llama3.1-8b", "b200", 128, 2, 8192, _fp8(1, 1, 1, 8), 30624),
-    _Throughput(
-        "Bridge 26.02", "qwen3-30b-a3b", "h100", 1024, 1, 4096, _fp8(1, 2, 12, 8, 8), 5113, fitted=True
-    ),
+    _Throughput("Bridge 26.02", "qwen3-30b-a3b", "h100", 1024, 1, 4096, _fp8(1, 2, 12, 8, 8), 5113),
     _Throughput("Bridge 25.11", "qwen3-30b-a3b", "h100", 512, 2, 4096, _fp8(1, 2, 24, 8, 8), 5275),
     _Throughput("Bridge 26.02", "qwen3-30b-a3b", "b200", 512, 1, 4096, _fp8(1, 1, 1, 8, 8), 9691),
     _Throughput("Bridge 26.02", "qwen3-235b-a22b", "h100", 8192, 1, 4096, _ends(_fp8(2, 8, 4, 16, 32)), 1633),
     _Throughput("Bridge 26.02", "qwen3-235b-a22b", "b200", 8192, 1, 4096, _ends(_fp8(1, 8, 1, 32, 8)), 3805),
+    _Throughput(
+        "Bridge 25.11", "qwen3-235b-a22b", "b200", 1024, 1, 4096, _ends(_fp8(1, 8, 2, 8, 8)), 3269, True
+    ),
 )
 
 # Model, tensor parallelism of the servers, middle of the published range in seconds.
@@ -179,7 +182,7 @@ def _predict_step(row: _Step, assumed: Assumptions) -> Published:
     mode = "on-policy" if colocated else f"{row.staleness}-step off"
     what = f"GRPO {mode}, {row.gpus} H100, {row.layout}, servers TP{row.engine_tensor}"
     seconds = phases.step(row.staleness)
-    return Published(row.source, row.model, what, "s/step", row.seconds, seconds, row.fitted)
+    return Published(row.source, row.model, what, "s/step", row.seconds, seconds, row.held_out)
 
 
 def _predict_throughput(row: _Throughput, assumed: Assumptions) -> Published:
@@ -201,11 +204,11 @@ def _predict_throughput(row: _Throughput, assumed: Assumptions) -> Published:
     rate = work.tokens / phases.step(0) / row.layout.gpus
     what = f"pre-training FP8, {row.layout.gpus} {row.gpu.upper()}, {row.layout}, {row.micro} x {row.length}"
     value = row.tokens_per_second_per_gpu
-    return Published(row.source, row.model, what, "tokens/s/GPU", value, rate, row.fitted)
+    return Published(row.source, row.model, what, "tokens/s/GPU", value, rate, row.held_out)
 
 
 def _predict_refit(model: str, tensor: int, published: float, assumed: Assumptions) -> Published:
     problem = Problem(_shape(model), Workload(), GPUS["h100"], assumed)
     seconds = synchronisation_seconds(problem, Engine(tensor, 16, colocated=False))
     what = f"weights to servers TP{tensor}, H100"
-    return Published("Refit", model, what, "s", published, seconds, fitted=True)
+    return Published("Refit", model, what, "s", published, seconds, held_out=False)

@@ -192,7 +192,7 @@ def published_table(rows: Sequence[Published]) -> str:
     """Published numbers, predictions and errors; sources below."""
     cells = [
         [
-            row.source + (" *" if row.fitted else ""),
+            row.source + (" *" if row.held_out else ""),
             row.model,
             row.what,
             f"{row.value:,g} {row.unit}",
@@ -206,18 +206,13 @@ def published_table(rows: Sequence[Published]) -> str:
 
 
 def error_summary(rows: Sequence[Published]) -> str:
-    """Mean and largest absolute errors, of fitted rows and of the others."""
-    lines = []
-    for name, chosen in (
-        ("in view when the assumptions were chosen", [row for row in rows if row.fitted]),
-        ("not", [row for row in rows if not row.fitted]),
-    ):
-        errors = [abs(row.error) for row in chosen]
-        lines.append(
-            f"{len(errors)} rows {name}: mean error {sum(errors) / len(errors):.0%}, "
-            f"largest {max(errors):.0%}"
-        )
-    return "\n".join(lines)
+    """Mean and largest absolute errors."""
+    errors = sorted((abs(row.error) for row in rows), reverse=True)
+    new = [f"{row.error:+.0%}" for row in rows if row.held_out]
+    return (
+        f"{len(errors)} rows: mean error {sum(errors) / len(errors):.0%}, largest {errors[0]:.0%}; rows that "
+        f"were added after the assumptions had been set (*): {', '.join(new)}"
+    )
 
 
 def source_list() -> str:

@@ -79,6 +79,11 @@ class Layout:
 
     def __str__(self) -> str:
         parts = [f"TP{self.tensor}", f"PP{self.pipeline}"]
+        if self.first_stage_layers is not None or self.last_stage_layers is not None:
+            ends = {"first": self.first_stage_layers, "last": self.last_stage_layers}
+            parts.append(
+                f"({', '.join(f'{name} {size}' for name, size in ends.items() if size is not None)})"
+            )
         parts += [f"VPP{self.virtual_pipeline}"] if self.virtual_pipeline > 1 else []
         parts += [f"CP{self.context}"] if self.context > 1 else []
         parts += [f"EP{self.expert}"] if self.expert > 1 else []

@@ -91,7 +91,7 @@ def engines(problem: Problem, gpus: int) -> list[Engine]:
 def layouts(shape: ModelShape, gpus: int, node: int, like: Layout) -> Iterator[Layout]:
     """Yield the layouts of ``gpus`` training GPUs; tensor parallelism stays within a node."""
     for tensor in _powers(node):
-        for pipeline in _pipelines(shape.num_layers):
+        for pipeline, ends in _pipelines(shape.num_layers):
             for context in _powers(node):
                 data, rest = divmod(gpus, tensor * pipeline * context)
                 if not data or rest:
@@ -100,6 +100,8 @@ def layouts(shape: ModelShape, gpus: int, node: int, like: Layout) -> Iterator[L
                     like,
                     tensor=tensor,
                     pipeline=pipeline,
+                    first_stage_layers=ends,
+                    last_stage_layers=ends,
                     context=context,
                     data=data,
                     sequence=tensor > 1,
@@ -110,8 +112,8 @@ def layouts(shape: ModelShape, gpus: int, node: int, like: Layout) -> Iterator[L
 
 
 def _variants(shape: ModelShape, base: Layout) -> Iterator[Layout]:
-    stage = shape.num_layers // base.pipeline
-    chunks = [1] + ([2] if base.pipeline > 1 and stage % 2 == 0 else [])
+    stages = base.stage_layers(shape.num_layers)
+    chunks = [1] + ([2] if base.pipeline > 1 and not any(layers % 2 for layers in stages) else [])
     experts = [1]
     if shape.is_moe:
         ranks = base.tensor * base.context * base.data
@@ -126,5 +128,11 @@ def _powers(most: int) -> list[int]:
     return [size for size in (1, 2, 4, 8) if size <= most]
 
 
-def _pipelines(layers: int) -> list[int]:
-    return [size for size in range(1, min(layers, 32) + 1) if layers % size == 0]
+def _pipelines(layers: int) -> list[tuple[int, int | None]]:
+    """Return numbers of stages, and layers of the first and the last where they hold one less than others.
+
+    That makes room for embedding and head, and divides what has no divisors (94 = 11 + 6 x 12 + 11).
+    """
+    even = [(size, None) for size in range(1, min(layers, 32) + 1) if layers % size == 0]
+    uneven = [(size, (layers + 2) // size - 1) for size in range(3, 33) if (layers + 2) % size == 0]
+    return [*even, *((size, ends) for size, ends in uneven if ends > 0)]

@@ -73,3 +73,4 @@ def test_a_layout_is_named_by_what_differs() -> None:
     text = str(Layout(2, 4, 2, 2, 8, 4, sequence=True, recompute="full"))
     assert text == "TP2 PP4 VPP2 CP2 EP8 DP4 SP recompute full"
     assert str(Layout()) == "TP1 PP1 DP1"
+    assert str(Layout(pipeline=8, first_stage_layers=11)) == "TP1 PP8 (first 11) DP1"

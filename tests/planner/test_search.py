@@ -82,6 +82,14 @@ def test_mixtures_are_tried_with_expert_parallelism() -> None:
     assert isinstance(whole, Obstacle) and whole.reason == "trainer's memory"
 
 
+def test_uneven_stages_are_tried_where_nothing_divides() -> None:
+    """94 layers have no useful divisors; with one layer less at the ends they fill 3, 4, 6, 8 ... stages."""
+    tried = {layout for layout, _ in candidates(problem("qwen3-235b-a22b"), 64, Layout())}
+    stages = {layout.pipeline: layout.stage_layers(94) for layout in tried}
+    assert stages[8] == (11, *[12] * 6, 11) and stages[4] == (23, 24, 24, 23) and stages[2] == (47, 47)
+    assert all(sum(sizes) == 94 for sizes in stages.values())
+
+
 def test_stale_rollouts_are_tried_beside_training_only() -> None:
     engines = {engine for _, engine in candidates(problem("qwen3-8b", staleness=1), 16, Layout())}
     assert engines and not any(engine.colocated for engine in engines)

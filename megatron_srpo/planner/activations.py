@@ -11,8 +11,10 @@ attention                2 Q + K                 3 Q + 2 K, and 4 d of RoPE
 feed-forward             3 F                     5 F
 experts                  k (2 H + 3 E)           k (2 H + 5 E)
 
-Everything but RoPE and the full-width inputs of tensor-parallel linears is split by tensor parallelism; those
-inputs, and the norms', are split as well with sequence parallelism.
+In FP8, Transformer Engine's linears keep one byte per element of their inputs (2 H, F, k H and k E of the
+above), and a copy of the attention's context. Everything but RoPE and the full-width inputs of
+tensor-parallel linears is split by tensor parallelism; those inputs, and the norms', are split as well with
+sequence parallelism.
 """
 
 from megatron_srpo.planner.layout import Layout
@@ -75,17 +77,18 @@ def _stream_share(layout: Layout) -> float:
 
 
 def _token_bytes(shape: ModelShape, layout: Layout) -> float:
-    element, hidden = layout.element_bytes, shape.hidden_size
-    if layout.kernels == "local":
-        stream = hidden * (16 + 2 * element)
-        inner, whole = _local_inner(shape, layout), 4 * shape.head_dim * element
-    else:
-        stream, whole = 4 * hidden * element, 0
-        inner = element * (shape.qkv_size + 2 * shape.query_size + shape.kv_size)
-    inner += element * _feed_forward(shape, 5 if layout.kernels == "local" else 3)
+    local, element, hidden = layout.kernels == "local", layout.element_bytes, shape.hidden_size
+    stream = hidden * (16 + 2 * element if local else 2 * element + 2 * _input_bytes(layout))
+    whole = 4 * shape.head_dim * element if local else 0
+    inner = _local_inner(shape, layout) if local else _engine_inner(shape, layout)
     heads = 4 * (2 * shape.num_heads + shape.num_kv_heads)  # the attention's normalisers and the heads' norms
     router = 8 * shape.num_experts + 4 * 2
     return (stream + router) * _stream_share(layout) + whole + (inner + heads) / layout.tensor
+
+
+def _input_bytes(layout: Layout) -> int:
+    """Bytes per element of what a linear module keeps of its input: FP8 keeps what it multiplied."""
+    return 1 if layout.dtype == "fp8" else layout.element_bytes
 
 
 def _local_inner(shape: ModelShape, layout: Layout) -> float:
@@ -95,11 +98,23 @@ def _local_inner(shape: ModelShape, layout: Layout) -> float:
         # The norms need no fp32 copy, and so keep the joint storage of queries, keys and values alive;
         # queries of several key heads are copied out of it.
         norms += 4 * (key if shape.num_kv_heads == layout.tensor else query + key)
-    return norms + layout.element_bytes * (3 * query + 2 * key)
+    return norms + layout.element_bytes * (3 * query + 2 * key + _feed_forward(shape))
 
 
-def _feed_forward(shape: ModelShape, copies: int) -> float:
-    """Elements per token; ``copies`` of the feed-forward width."""
+def _engine_inner(shape: ModelShape, layout: Layout) -> float:
+    """With Transformer Engine: the gate's inputs in full, the inputs of linears as they are multiplied."""
+    element, given = layout.element_bytes, _input_bytes(layout)
+    attention = element * (shape.qkv_size + 2 * shape.query_size + shape.kv_size)
+    if layout.dtype == "fp8":
+        attention += given * shape.query_size  # beside the context, which the attention keeps itself
     if shape.is_moe:
-        return shape.experts_per_token * (2 * shape.hidden_size + copies * shape.expert_ffn_size)
-    return copies * shape.ffn_hidden_size
+        per_expert = (element + given) * shape.hidden_size + (2 * element + given) * shape.expert_ffn_size
+        return attention + shape.experts_per_token * per_expert
+    return attention + (2 * element + given) * shape.ffn_hidden_size
+
+
+def _feed_forward(shape: ModelShape) -> float:
+    """Elements per token of the local spec."""
+    if shape.is_moe:
+        return shape.experts_per_token * (2 * shape.hidden_size + 5 * shape.expert_ffn_size)
+    return 5 * shape.ffn_hidden_size

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from megatron_srpo.planner.assumptions import Assumptions
 from megatron_srpo.planner.hardware import GPUS
 from megatron_srpo.planner.layout import Layout
-from megatron_srpo.planner.memory import usable_bytes
+from megatron_srpo.planner.memory import fullest_stage, usable_bytes
 from megatron_srpo.planner.rollout_time import held_weight_bytes
 from megatron_srpo.planner.shape import QWEN3, ModelShape
 from megatron_srpo.planner.step import Engine, Problem, step_phases, synchronisation_seconds
@@ -156,11 +156,24 @@ def _shape(name: str) -> ModelShape:
     return QWEN3[name] if name in QWEN3 else _LLAMA[name]
 
 
-def _predict_step(row: _Step, assumed: Assumptions) -> Published:
+def trainer_memory() -> list[tuple[str, float]]:
+    """Return what the GRPO rows' trainers need by the planner, in bytes: they ran, so it must fit.
+
+    The initial policy is left out: NeMo-RL keeps it in host memory.
+    """
+    found = []
+    for row in _STEPS:
+        work = replace(_step_workload(row), reference=False)
+        _, memory = fullest_stage(_shape(row.model), row.layout, work, Assumptions())
+        found.append((f"{row.model}, {row.layout}", memory.total))
+    return found
+
+
+def _step_workload(row: _Step) -> Workload:
     # Mean lengths are of responses: with prompts of this size they give the published tokens/s.
     prompt = 128 if row.model.startswith("llama") else 106
     large = row.model == "qwen3-235b-a22b"
-    work = Workload(
+    return Workload(
         prompts=16 if large else 64,
         samples=32,
         prompt_tokens=prompt,
@@ -173,8 +186,11 @@ def _predict_step(row: _Step, assumed: Assumptions) -> Published:
         reference=True,
         staleness=row.staleness,
     )
+
+
+def _predict_step(row: _Step, assumed: Assumptions) -> Published:
     gpu = GPUS["h100"]
-    problem = Problem(_shape(row.model), work, gpu, assumed)
+    problem = Problem(_shape(row.model), _step_workload(row), gpu, assumed)
     colocated = row.staleness == 0
     cache = gpu.memory_bytes * row.engine_memory - held_weight_bytes(problem.shape, row.engine_tensor)
     engine = Engine(row.engine_tensor, row.engine_gpus, colocated)

@@ -70,6 +70,13 @@ def test_the_transformer_engine_spec_by_hand() -> None:
     assert layer_bytes(shape, layout, 1) == 2 * elements + 4 * (2 + 2 * 32 + 8)
 
 
+def test_fp8_keeps_inputs_of_linears_in_one_byte() -> None:
+    shape = QWEN3["qwen3-8b"]
+    inputs = 2 * 4096 + 12288  # of the projections to queries and of both feed-forward linears
+    expected = layer_bytes(shape, Layout(), 1) - inputs + 4096  # and the context once more
+    assert layer_bytes(shape, Layout(dtype="fp8"), 1) == expected
+
+
 def test_what_tensor_and_sequence_parallelism_split() -> None:
     shape = QWEN3["qwen3-32b"]
     whole, split, all_split = (

@@ -7,7 +7,7 @@ import pytest
 from megatron_srpo.planner.answer import CURVE_STALENESS
 from megatron_srpo.planner.assumptions import Assumptions
 from megatron_srpo.planner.hardware import GPUS
-from megatron_srpo.planner.published import SOURCES, comparisons
+from megatron_srpo.planner.published import SOURCES, comparisons, trainer_memory
 from megatron_srpo.planner.scaling import curves
 from megatron_srpo.planner.shape import QWEN3
 from megatron_srpo.planner.step import Problem
@@ -74,3 +74,10 @@ def test_predictions_follow_the_assumptions() -> None:
             else (after.predicted < before.predicted)
         )
         assert slower, before.what
+
+
+def test_trainers_that_ran_fit_their_gpus() -> None:
+    """Not by much in places: the fullest needs nine tenths, so the prediction is no idle lower bound."""
+    needs = [size / GPUS["h100"].memory_bytes for _, size in trainer_memory()]
+    assert len(needs) == 11 and max(needs) < 1.0
+    assert max(needs) > 0.9

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from megatron_srpo import __version__
-from megatron_srpo.commands import compare, doctor, evaluate, report, train
+from megatron_srpo.commands import compare, doctor, evaluate, plan, report, train
 from megatron_srpo.errors import UserError
 
 _EPILOG = """\
@@ -17,6 +17,7 @@ examples:
   megatron-srpo train --options optimizer
   megatron-srpo compare --config examples/quickstart.yaml --seeds 1 2 3
   megatron-srpo doctor --config examples/quickstart.yaml
+  megatron-srpo plan --model qwen3-8b --gpus 64
 
 Every command has its own --help.
 """
@@ -29,6 +30,7 @@ _COMMANDS = {
     "compare": (compare, "run several algorithms from the same weights and seeds; draw one figure"),
     "report": (report, "write the report page of a run"),
     "doctor": (doctor, "check machine, packages, config and model folder"),
+    "plan": (plan, "predict memory and time of a layout, or search the layouts of N GPUs"),
 }
 
 

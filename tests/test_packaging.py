@@ -44,10 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {"config"},
     "report": {"config"},
     "doctor": {"config", "platform", "model", "ops"},
+    "planner": {"config", "model", "ops", "report"},
     "session": {"training", "evaluation", "report"},
     "loop": {"session"},
     "selfplay": {"loop"},
-    "commands": {"selfplay", "launch", "doctor"},
+    "commands": {"selfplay", "launch", "doctor", "planner"},
     "cli": {"commands"},
 }
 

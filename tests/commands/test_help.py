@@ -7,7 +7,7 @@ import pytest
 from megatron_srpo import __version__
 from megatron_srpo.cli import main, make_parser
 
-COMMANDS = ["train", "eval", "compare", "report", "doctor"]
+COMMANDS = ["train", "eval", "compare", "report", "doctor", "plan"]
 
 
 def printed_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -32,6 +32,7 @@ def test_the_overview_names_every_command_with_examples(capsys: pytest.CaptureFi
         ("compare", ["draw one figure", "--algorithms NAME", "--seeds N", "advantage_mix", "--replicas N"]),
         ("report", ["report.html", "run_dir"]),
         ("doctor", ["remedy", "--config"]),
+        ("plan", ["--gpus N", "--recompute", "--scaling N", "--assume NAME VALUE", "--json", "docs/plan.md"]),
     ],
 )
 def test_every_command_explains_itself(

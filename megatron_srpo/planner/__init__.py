@@ -1,0 +1,1 @@
+"""Predict what a layout takes: parameters, memory, time and communication (``docs/plan.md``)."""

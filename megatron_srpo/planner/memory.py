@@ -157,7 +157,9 @@ def _fused(tokens: int, taught: int, hidden: int, columns: int, dtype: str, devi
     from megatron_srpo.ops.fused_memory import fused_linear_bytes
 
     kind = torch.float32 if dtype == "float32" else torch.bfloat16
-    return fused_linear_bytes(tokens, taught, hidden, columns, kind, device, top_k=top_k)
+    # The head's gradient goes into DDP's buffer, which is counted among the gradients.
+    sizes = (tokens, taught, hidden, columns)
+    return fused_linear_bytes(*sizes, kind, device, top_k=top_k, accumulated=True)
 
 
 def _buffers(assumptions: Assumptions, workload: Workload) -> float:

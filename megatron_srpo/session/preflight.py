@@ -59,8 +59,8 @@ def _check_split_tokens(parallel: ParallelConfig) -> None:
     if not parallel.sequence or parallel.expert % parallel.tensor:
         raise ConfigError(
             f"parallel.tensor = {parallel.tensor}: a mixture of experts is trained with 1, or with "
-            f"parallel.sequence = true (it is {parallel.sequence}) and parallel.expert a multiple of it (it is "
-            f"{parallel.expert}); change one of them"
+            f"parallel.sequence = true (it is {parallel.sequence}) and parallel.expert a multiple of it (it "
+            f"is {parallel.expert}); change one of them"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from megatron_srpo.errors import UserError
 from megatron_srpo.weights.hf_files import INDEX_FILE, SINGLE_FILE
@@ -146,7 +147,7 @@ def test_sharded_sources_and_targets(converted, tmp_path):
     for got, expected in zip(
         reference_logits(tmp_path / "hf", sequences), reference_logits(source, sequences), strict=True
     ):
-        assert torch.equal(got, expected)
+        assert_close(got, expected)  # the same sums, of tensors that lie at other addresses
 
 
 def test_verify_accepts_the_same_model_and_refuses_another(converted, tmp_path):

@@ -14,6 +14,7 @@ from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.ops import VocabShard
+from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
@@ -32,19 +33,19 @@ def make_trainer(case: "Case", groups: ProcessGroups | None = None) -> Trainer:
 
     groups = groups or initialize_parallel(1, 1)
     arch = architecture(case)
-    policy = wrap_policy(_random(arch, groups, case))
+    optimizer = OptimizerConfig(warmup_steps=0, distributed=False)
+    policy = wrap_policy(_random(arch, groups, case), optimizer)
     copy = _random(arch, groups, case).eval() if case.teacher not in ("none", "live") else None
     padded = arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)
     distillation = DistillationConfig(vocabulary=case.vocabulary_compared)
     return Trainer(
         policy=policy,
-        optimizer=PolicyOptimizer(OptimizerConfig(warmup_steps=0), policy, total_steps=4),
+        optimizer=PolicyOptimizer(optimizer, policy, total_steps=4),
         teacher=Teacher(TeacherConfig(mode="live" if case.teacher == "none" else case.teacher), policy, copy),
         reference=None,
         groups=groups,
-        shard=VocabShard(groups.tp, arch.vocab_size, padded),
+        form=HeadForm(VocabShard(groups.tp, arch.vocab_size, padded), temperature=1.0),
         config=AlgorithmConfig(name="srpo", distillation=distillation),
-        temperature=1.0,
         capacity=case.workload.micro_batch_tokens,
     )
 

@@ -131,8 +131,7 @@ def sglang_environment(api_key: str | None, tensor_parallel: int) -> dict[str, s
         environment[_API_KEY] = api_key
     if not has_cuda():
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
-        # SGLang would compile its choice of experts at the first request, with the machine's C++ compiler:
-        # minutes on two cores.
+        # SGLang would compile its choice of experts with the machine's C++ compiler while requests wait.
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
         environment.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "megatron_srpo.sglang_on_cpu.models")
         if tensor_parallel > 1:

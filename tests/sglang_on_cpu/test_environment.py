@@ -24,7 +24,7 @@ TORCHRUN = {
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(platform, "has_cuda", lambda: False)
-    for name in ("SGLANG_CPU_OMP_THREADS_BIND", "SGLANG_EXTERNAL_MODEL_PACKAGE", "SGLANG_USE_CPU_ENGINE"):
+    for name in ("SGLANG_CPU_OMP_THREADS_BIND", "SGLANG_EXTERNAL_MODEL_PACKAGE", "TORCHDYNAMO_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -46,7 +46,7 @@ def test_one_thread_per_rank(on_cpu: pytest.MonkeyPatch) -> None:
 
 def test_without_cuda(on_cpu: pytest.MonkeyPatch) -> None:
     environment = platform.sglang_environment(None, 1)
-    assert environment["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert environment["SGLANG_USE_CPU_ENGINE"] == environment["TORCHDYNAMO_DISABLE"] == "1"
     assert environment["SGLANG_EXTERNAL_MODEL_PACKAGE"] == "megatron_srpo.sglang_on_cpu.models"
     assert "SGLANG_CPU_OMP_THREADS_BIND" not in environment
     on_cpu.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "mine")

@@ -100,7 +100,7 @@ def test_the_plan_is_the_transports_own(name: str, tp: int, pp: int) -> None:
         {**SMALL, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     )
     training = Training(tp, pp, arch.padded_vocab_size(tp) // tp)
-    transport = TRANSPORTS[name](SimpleNamespace(replica=None, dp_rank=0))
+    transport = TRANSPORTS[name](SimpleNamespace(replica=None, copy=None, copy_index=0))
     assert make_plan(name, arch, training, 2, 5000) == transport.plan(arch, training, 2, 5000)
 
 

@@ -16,6 +16,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 DEFAULT_TIMEOUT_S = 180.0
+#: Threads of a worker beyond which it is replaced. Some of Megatron-Core's groups outlive their job, with three
+#: threads each; thousands of them slow the machine down.
+MOST_THREADS = 400
 
 
 class RankFailure(AssertionError):
@@ -69,6 +72,13 @@ def _destroy_groups() -> None:
     gc.collect()
 
 
+def _threads(pid: int | None) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:  # not Linux
+        return 0
+
+
 class _Pool:
     def __init__(self) -> None:
         self.workers: list[tuple[mp.process.BaseProcess, Connection]] = []
@@ -102,6 +112,8 @@ class _Pool:
         if failures:
             self.stop()  # ranks may be out of step with one another: start afresh
             raise RankFailure("\n".join(failures))
+        if any(_threads(process.pid) > MOST_THREADS for process, _ in self.workers):
+            self.stop()
         return [value for _, value in answers]
 
     def _answer(self, rank: int, timeout: float) -> tuple[bool, Any]:

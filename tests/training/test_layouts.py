@@ -50,7 +50,7 @@ MORE_LAYOUTS = {
     "cp2 recompute attention": (2, Layout(cp=2, recompute="selective", capacity=100)),
     "pp2 recompute layers": (2, Layout(pp=2, recompute="full", capacity=100)),
 }
-TELLING = ("srpo", "srpo full", "grpo")
+TELLING = ("srpo full", "grpo")
 
 ALGORITHMS = {
     "srpo": AlgorithmConfig(name="srpo", distillation=DistillationConfig(top_k=20)),
@@ -168,7 +168,7 @@ EXPERT_LAYOUTS = {
     "ep2 distributed overlap": (2, Layout(ep=2, distributed=True, overlap=True, capacity=80)),
     "ep2 recompute layers": (2, Layout(ep=2, recompute="full", capacity=80)),
 }
-EXPERT_ALGORITHMS = ("srpo", "sdpo", "grpo")
+EXPERT_ALGORITHMS = ("srpo", "grpo")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 DEFAULT_TIMEOUT_S = 180.0
-#: Threads of a worker beyond which it is replaced. Some of Megatron-Core's groups outlive their job, with three
-#: threads each; thousands of them slow the machine down.
+#: Threads of a worker beyond which it is replaced. Some of Megatron-Core's groups outlive their job, with
+#: three threads each; thousands of them slow the machine down.
 MOST_THREADS = 400
 
 

@@ -73,12 +73,12 @@ class Request:
     def base_layout(self) -> Layout:
         """Return the layout of the options and the configuration; what neither names has its default."""
         config = self.run_config
-        base = Layout()
-        if config is not None:
-            tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
-            base = Layout(tensor=tensor, pipeline=pipeline, dtype=config.model.dtype)
+        base = Layout() if config is None else _layout_of(config)
         layout = replace(base, **self.layout)
-        return layout if "sequence" in self.layout else replace(layout, sequence=layout.tensor > 1)
+        if "sequence" in self.layout:
+            return layout
+        wanted = config is None or config.parallel.sequence
+        return replace(layout, sequence=wanted and layout.tensor > 1)
 
     def given_layout(self) -> Layout:
         """Return the layout with the replicas that fill the GPUs.
@@ -112,6 +112,19 @@ class Request:
         if own == 0 and config is not None and config.rollout.engine == "sglang":
             own = 0 if config.rollout.placement == "colocated" else layout.gpus
         return Engine(tensor, own or layout.gpus, colocated=own == 0)
+
+
+def _layout_of(config: RunConfig) -> Layout:
+    parallel = config.parallel
+    return Layout(
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        context=parallel.context,
+        expert=parallel.expert,
+        recompute=config.training.recompute,
+        distributed_optimizer=config.optimizer.distributed,
+        dtype=config.model.dtype,
+    )
 
 
 def _changed(work: Workload, given: dict[str, Any]) -> Workload:

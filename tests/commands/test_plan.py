@@ -143,3 +143,16 @@ def test_mistakes_are_answered(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("megatron-srpo: error: ")
+
+
+def test_the_layout_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a layout is asked for, the rest of it is what the trainer's own configuration says."""
+    options = ["plan", "--model", "qwen3-8b", "--gpus", "32", "--config", "examples/quickstart.yaml"]
+    overrides = ["parallel.tensor=4", "parallel.pipeline=2", "parallel.context=2", "training.recompute=full"]
+    layout = as_json([*options, "--pipeline", "1", *overrides], capsys)["plan"]["layout"]
+    expected = {"tensor": 4, "pipeline": 1, "context": 2, "data": 4, "sequence": True, "recompute": "full"}
+    assert expected.items() <= layout.items() and layout["distributed_optimizer"] is True
+    overrides += ["parallel.sequence=false", "optimizer.distributed=false"]
+    layout = as_json([*options, "--tensor", "2", *overrides], capsys)["plan"]["layout"]
+    expected = {"tensor": 2, "pipeline": 2, "data": 4, "sequence": False, "distributed_optimizer": False}
+    assert expected.items() <= layout.items()

@@ -30,15 +30,21 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("overrides", "world", "message"),
     [
         (
-            ["parallel.tensor=2", "parallel.expert=2"],
+            ["parallel.tensor=2", "parallel.expert=2", "parallel.sequence=false"],
             2,
-            r"parallel\.tensor = 2: a mixture of experts is trained",
+            r"parallel\.tensor = 2: .* parallel\.sequence = true \(it is False\)",
+        ),
+        (["parallel.tensor=2"], 2, r"parallel\.expert a multiple of it \(it is 1\)"),
+        (
+            ["parallel.tensor=2", "parallel.expert=2", "training.expert_balance=0.1"],
+            2,
+            r"expert_balance = 0\.1 with parallel\.tensor x context = 2",
         ),
         (["parallel.tensor=1", "parallel.expert=3"], 3, "3 does not divide the model's 4 experts"),
         (
             ["parallel.tensor=1", "parallel.expert=4", "parallel.pipeline=2"],
             4,
-            r"replicas of parallel\.expert x parallel\.pipeline = 8 ranks; start a multiple of 8",
+            r"replicas of parallel\.expert x pipeline = 8 ranks; start a multiple of 8",
         ),
         (["parallel.tensor=1", "parallel.expert=2"], 6, "32 prompts .* evenly by 6 data-parallel replicas"),
     ],
@@ -48,6 +54,11 @@ def test_impossible_layouts_of_experts_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_run(quickstart(f"model.path={mixture}", *overrides), world)
+
+
+def test_experts_beside_tensor_parallelism(mixture: str) -> None:
+    layout = ["parallel.tensor=2", "parallel.expert=4", "parallel.context=2"]
+    assert check_run(quickstart(f"model.path={mixture}", *layout), 4).experts is not None
 
 
 @pytest.mark.parametrize("world", [2, 4, 8, 64])

@@ -11,7 +11,7 @@ CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 640 << 20}
 #: Whole tiles of a matrix product.
 _GRAIN = 64
 #: Copies of a chunk's logits that the top-k form takes for a moment, beside the two that it is given.
-_TOP_K_COPIES = 5
+_TOP_K_COPIES = 4
 #: Temporaries of one block of rows (:mod:`.rows`).
 _BLOCKS = 8
 

@@ -94,8 +94,9 @@ def test_lessons_and_loss_are_the_last_stages() -> None:
 
 
 def test_the_fullest_stage_is_found() -> None:
-    """With short micro-batches the head decides, with long ones the micro-batches in flight at the first."""
-    small = Workload(prompts=4, samples=1, response_tokens=64, max_response_tokens=64, micro_batch_tokens=600)
+    """With short micro-batches, head and lessons at the last; with long ones, those in flight at the first."""
+    sizes = {"response_tokens": 64, "max_response_tokens": 64, "micro_batch_tokens": 600}
+    small = Workload(prompts=2048, samples=8, **sizes)
     layout = Layout(pipeline=4)
     assert fullest_stage(SHAPE, layout, small, Assumptions())[0] == 3
     stage, memory = fullest_stage(SHAPE, layout, Workload(prompts=256), Assumptions())

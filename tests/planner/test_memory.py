@@ -94,7 +94,7 @@ def test_lessons_and_loss_are_the_last_stages() -> None:
 
 
 def test_the_fullest_stage_is_found() -> None:
-    """With short micro-batches, head and lessons at the last; with long ones, those in flight at the first."""
+    """Short micro-batches: head and lessons at the last. Long ones: those in flight at the first."""
     sizes = {"response_tokens": 64, "max_response_tokens": 64, "micro_batch_tokens": 600}
     small = Workload(prompts=2048, samples=8, **sizes)
     layout = Layout(pipeline=4)

@@ -75,6 +75,8 @@ def _quiet_libraries() -> None:
     disable_progress_bar()
     warnings.filterwarnings("ignore", message="full scope is deprecated")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|megatron")
+    # Megatron-Core asks this of the parts of weights that a distributed optimizer holds.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 
 def _assemble(

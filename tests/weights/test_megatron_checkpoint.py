@@ -67,7 +67,12 @@ def test_the_folder_says_what_it_holds(tmp_path):
     info = json.loads((checkpoint / "checkpoint.json").read_text())
     assert info["format"] == 1 and info["dtype"] == "bfloat16"
     assert info["architecture"]["hidden_size"] == 32
-    assert info["written_by"].keys() == {"megatron_core", "tensor_parallel", "pipeline_parallel"}
+    assert info["written_by"].keys() == {
+        "megatron_core",
+        "tensor_parallel",
+        "pipeline_parallel",
+        "expert_parallel",
+    }
     assert Qwen3Architecture.from_hf_folder(checkpoint) == Qwen3Architecture.from_hf_folder(source)
     assert json.loads((checkpoint / "config.json").read_text())["dtype"] == "bfloat16"
 

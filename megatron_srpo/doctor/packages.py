@@ -71,7 +71,13 @@ def check_requirement(requirement: Requirement) -> Check:
 
 def check_optional_packages(cuda: bool, rollout: RolloutConfig | None = None) -> list[Check]:
     """Look at the packages that a run (with ``rollout``) may use or that are known to do harm."""
-    return [check_transformer_engine(cuda), check_apex(), check_sglang(rollout), check_nemo_run()]
+    return [
+        check_transformer_engine(cuda),
+        check_apex(),
+        check_adam(cuda),
+        check_sglang(rollout),
+        check_nemo_run(),
+    ]
 
 
 def check_transformer_engine(cuda: bool) -> Check:
@@ -101,6 +107,18 @@ def check_apex() -> Check:
     if is_nvidia_apex():
         return Check("apex", "ok", f"{found} (NVIDIA's)")
     return Check("apex", "warn", f"{found} is an unrelated package of the same name", "pip uninstall apex")
+
+
+def check_adam(cuda: bool) -> Check:
+    """Say whose Adam Megatron-Core takes: the first that it finds of three."""
+    if installed_version("transformer-engine-torch") is not None:
+        return Check("Adam", "ok", "Transformer Engine's, fused")
+    if installed_version("apex") is not None and is_nvidia_apex():
+        return Check("Adam", "ok", "Apex's, fused")
+    if not cuda:
+        return Check("Adam", "ok", "PyTorch's")
+    remedy = "install Transformer Engine or NVIDIA's apex, or set optimizer.distributed=false"
+    return Check("Adam", "warn", "PyTorch's: slower, and not for a distributed optimizer", remedy)
 
 
 def is_nvidia_apex() -> bool:

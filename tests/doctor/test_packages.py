@@ -120,6 +120,32 @@ def test_apex_of_the_package_index_is_told_apart(
     assert check.remedy == ("pip uninstall apex" if status == "warn" else "")
 
 
+@pytest.mark.parametrize(
+    ("present", "nvidia", "cuda", "status", "whose"),
+    [
+        (["transformer-engine-torch", "apex"], True, True, "ok", "Transformer Engine's"),
+        (["apex"], True, True, "ok", "Apex's"),
+        (["apex"], False, True, "warn", "PyTorch's"),
+        ([], False, True, "warn", "PyTorch's"),
+        ([], False, False, "ok", "PyTorch's"),
+    ],
+)
+def test_whose_adam(
+    installed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    present: list[str],
+    nvidia: bool,
+    cuda: bool,
+    status: str,
+    whose: str,
+) -> None:
+    installed.update(dict.fromkeys(present, "2.0"))
+    monkeypatch.setattr(packages, "is_nvidia_apex", lambda: nvidia)
+    check = packages.check_adam(cuda)
+    assert check.status == status and check.detail.startswith(whose)
+    assert ("optimizer.distributed=false" in check.remedy) == (status == "warn")
+
+
 def test_absent_apex_is_good(installed: dict[str, str]) -> None:
     assert packages.check_apex().status == "ok"
 
@@ -137,7 +163,7 @@ def test_nemo_run_with_leptonai(leptonai: str, status: str, installed: dict[str,
 def test_optional_packages_that_are_absent_are_no_failure(installed: dict[str, str]) -> None:
     checks = packages.check_optional_packages(cuda=False)
     assert {check.status for check in checks} == {"ok"}
-    assert [check.name for check in checks] == ["Transformer Engine", "apex", "SGLang", "nemo-run"]
+    assert [check.name for check in checks] == ["Transformer Engine", "apex", "Adam", "SGLang", "nemo-run"]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ parameters either way, and the settings of the groups (learning rate, decay) are
 
 from typing import Any
 
-from megatron_srpo.model.megatron_core import MegatronOptimizer
+from megatron_srpo.model.megatron_core import DistributedOptimizer, MegatronOptimizer
 
 _STATE, _EXPERTS = "optimizer", "expert_optimizer"
+#: How a distributed optimizer says in which form its tensors are stored.
+_FORM = "param_state_sharding_type"
 
 
 def describe_optimizer(
@@ -32,13 +34,21 @@ def restore_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> No
     """Load what :func:`describe_optimizer` described, in whatever layout it was saved."""
     everything, *experts = optimizer.chained_optimizers
     for part in experts:
-        _adopt_settings(part, _inner(state[_EXPERTS]), _inner(state[_STATE]))
-        part.load_state_dict(state[_EXPERTS])
+        own, other = state[_EXPERTS], state[_STATE]
+        if _FORM in other:
+            own[_FORM] = other[_FORM]
+        _adopt_settings(part, _inner(part, own), _inner(everything, other))
+        part.load_state_dict(own)
     everything.load_state_dict(state[_STATE])
 
 
-def _inner(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of torch's optimizer, which lies deeper where there are fp32 copies of weights."""
+def _inner(part: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of torch's optimizer, which lies deeper where there are fp32 copies of weights.
+
+    A distributed optimizer stores the settings apart from the tensors: of experts, perhaps none.
+    """
+    if isinstance(part, DistributedOptimizer):
+        return state.setdefault("optimizer", {})
     return state.get("optimizer", state)
 
 
@@ -46,13 +56,15 @@ def _adopt_settings(part: Any, own: dict[str, Any], other: dict[str, Any]) -> No
     """Give the groups of ``own`` the settings that ``other`` was saved with, and its count of steps."""
     kinds = ("wd_mult", "lr_mult")
     saved = {tuple(group[kind] for kind in kinds): group for group in other["param_groups"]}
+    current = part.optimizer.param_groups
+    stored = own.get("param_groups") or [{}] * len(current)
     own["param_groups"] = [
         {
-            **saved[tuple(current[kind] for kind in kinds)],
-            "params": group["params"],
+            **saved[tuple(group[kind] for kind in kinds)],
+            **{name: value for name, value in before.items() if name == "params"},
             "is_expert_parallel": True,
         }
-        for group, current in zip(own["param_groups"], part.optimizer.param_groups, strict=True)
+        for before, group in zip(stored, current, strict=True)
     ]
-    if "common_step" in other["state"]:
+    if "common_step" in other.get("state", {}):
         own["state"]["common_step"] = other["state"]["common_step"]

@@ -132,10 +132,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_random_qwen3(tmp_path_factory.mktemp("mixture"), **EXPERTS))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_spread_experts_go_on_bit_for_bit(mixture: str, tmp_path: Path, dtype: torch.dtype) -> None:
-    whole = run_ranks(2, two_steps, mixture, Layout(ep=2), tmp_path, False, dtype)
-    again = run_ranks(2, two_steps, mixture, Layout(ep=2), tmp_path, True, dtype)
+@pytest.mark.parametrize("distributed", [False, True])
+def test_spread_experts_go_on_bit_for_bit(mixture: str, tmp_path: Path, distributed: bool) -> None:
+    layout, dtype = Layout(ep=2, distributed=distributed), torch.bfloat16
+    whole = run_ranks(2, two_steps, mixture, layout, tmp_path, False, dtype)
+    again = run_ranks(2, two_steps, mixture, layout, tmp_path, True, dtype)
     for one, other in zip(whole, again, strict=True):
         assert one["sums"] == other["sums"] and one["grad_norm"] == other["grad_norm"]
         assert one["learning_rate"] == other["learning_rate"]
@@ -150,8 +151,10 @@ def test_spread_experts_go_on_bit_for_bit(mixture: str, tmp_path: Path, dtype: t
         (Layout(), Layout(ep=2), (1, 2)),
         (Layout(ep=2), Layout(pp=2, ep=2), (2, 4)),
         (Layout(ep=4), Layout(), (4, 1)),
+        (Layout(ep=2, distributed=True), Layout(distributed=True), (2, 1)),
+        (Layout(distributed=True), Layout(ep=2, distributed=True), (1, 2)),
     ],
-    ids=["ep1-ep2", "ep2-pp2ep2", "ep4-ep1"],
+    ids=["ep1-ep2", "ep2-pp2ep2", "ep4-ep1", "ep2-ep1 distributed", "ep1-ep2 distributed"],
 )
 def test_experts_go_on_in_another_layout(
     mixture: str, tmp_path: Path, first: Layout, second: Layout, ranks: tuple[int, int]

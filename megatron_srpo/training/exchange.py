@@ -40,17 +40,18 @@ def over_context(value: Tensor, batch: MicroBatch, groups: ProcessGroups) -> Ten
 
 def sum_over_tokens(value: Tensor, groups: ProcessGroups) -> Tensor:
     """Add up a tensor over all ranks that hold other tokens: data- and context-parallel ones."""
-    value = value.to(platform.device())
-    if groups.dp_cp.size() > 1:
-        dist.all_reduce(value, group=groups.dp_cp)
-    return value
+    return _sum_over(groups.dp_cp, value)
 
 
 def sum_over_replicas(value: Tensor, groups: ProcessGroups) -> Tensor:
     """Add up a tensor over data-parallel replicas."""
+    return _sum_over(groups.dp, value)
+
+
+def _sum_over(group: dist.ProcessGroup, value: Tensor) -> Tensor:
     value = value.to(platform.device())
-    if groups.dp_size > 1:
-        dist.all_reduce(value, group=groups.dp)
+    if group.size() > 1:
+        dist.all_reduce(value, group=group)
     return value
 
 

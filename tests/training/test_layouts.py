@@ -96,15 +96,22 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
         assert difference < RELATIVE, (name, float(difference))
 
 
+def assert_same_on_ranks(
+    folder: str, case: tuple[int, Layout], name: str, reference: dict[str, dict[str, Any]]
+) -> None:
+    """Two steps in a layout against those of one rank; the first and the last rank stand for all."""
+    world, where = case
+    results = run_ranks(world, steps_in_layout, folder, where, ALGORITHMS[name], {}, 2)
+    assert_same(results[0], reference[name])
+    assert_same(results[-1], reference[name])
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_steps_do_not_depend_on_the_layout(
     folder: str, reference: dict[str, Any], name: str, layout: str
 ) -> None:
-    world, where = LAYOUTS[layout]
-    results = run_ranks(world, steps_in_layout, folder, where, ALGORITHMS[name], {}, 2)
-    assert_same(results[0], reference[name])
-    assert_same(results[-1], reference[name])
+    assert_same_on_ranks(folder, LAYOUTS[layout], name, reference)
 
 
 @pytest.mark.parametrize("name", TELLING)
@@ -112,10 +119,7 @@ def test_two_steps_do_not_depend_on_the_layout(
 def test_two_steps_do_not_depend_on_what_algorithms_cannot_see(
     folder: str, reference: dict[str, Any], name: str, layout: str
 ) -> None:
-    world, where = MORE_LAYOUTS[layout]
-    results = run_ranks(world, steps_in_layout, folder, where, ALGORITHMS[name], {}, 2)
-    assert_same(results[0], reference[name])
-    assert_same(results[-1], reference[name])
+    assert_same_on_ranks(folder, MORE_LAYOUTS[layout], name, reference)
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +195,7 @@ def mixture_reference(mixture: str) -> dict[str, dict[str, Any]]:
 def test_two_steps_of_experts_do_not_depend_on_the_layout(
     mixture: str, mixture_reference: dict[str, Any], name: str, layout: str
 ) -> None:
-    world, where = EXPERT_LAYOUTS[layout]
-    results = run_ranks(world, steps_in_layout, mixture, where, ALGORITHMS[name], {}, 2)
-    assert_same(results[0], mixture_reference[name])
-    assert_same(results[-1], mixture_reference[name])
+    assert_same_on_ranks(mixture, EXPERT_LAYOUTS[layout], name, mixture_reference)
 
 
 def test_routers_and_experts_learn(mixture: str, mixture_reference: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.ops import VocabShard
+from megatron_srpo.session.models import DTYPES
 from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence
@@ -23,8 +24,6 @@ from megatron_srpo.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from tools.benchmarks.plan_memory import Case
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def make_trainer(case: "Case", groups: ProcessGroups | None = None) -> Trainer:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.megatron_core import parallel_state, tensor_parallel
 from megatron_srpo.model.packing import TokenSplit
+from megatron_srpo.model.stages import PipelineStages
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ProcessGroups:
         copy: all ranks that together hold all weights once (stage x pp): a replica or, with context
             parallelism, a part of one; or several replicas where experts are spread over more ranks.
         sequence: sequence parallelism: the tensor-parallel ranks share the tokens between the split layers.
+        stages: how layers are dealt to the ranks of ``pp``.
     """
 
     tp: dist.ProcessGroup
@@ -39,6 +41,7 @@ class ProcessGroups:
     stage: dist.ProcessGroup
     copy: dist.ProcessGroup
     sequence: bool = False
+    stages: PipelineStages = PipelineStages()
 
     @property
     def tp_size(self) -> int:
@@ -102,12 +105,12 @@ class ProcessGroups:
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank holds the embedding."""
+        """Whether this rank holds the embedding (in its first chunk, where there are several)."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank holds the head, and so computes the loss."""
+        """Whether this rank holds the head (in its last chunk), and so computes the loss."""
         return self.pp_rank == self.pp_size - 1
 
     @property
@@ -122,12 +125,19 @@ class ProcessGroups:
 
 
 def initialize_parallel(
-    tp: int, pp: int, seed: int = 1, *, cp: int = 1, expert: int = 1, sequence: bool = False
+    tp: int,
+    pp: int | PipelineStages,
+    seed: int = 1,
+    *,
+    cp: int = 1,
+    expert: int = 1,
+    sequence: bool = False,
 ) -> ProcessGroups:
     """Make Megatron-Core's process groups and seed its random states. The default group must exist.
 
     Args:
         tp, pp, cp: tensor, pipeline and context parallel sizes; the rest of the world becomes data parallel.
+            A number of pipeline stages stands for equal ones in one piece.
         seed: base seed of Megatron-Core's per-rank random states (dropout and recomputation use them).
         expert: expert parallel size; the experts' own matrices are not split further. One of it and ``tp``
             must be a multiple of the other.
@@ -136,7 +146,8 @@ def initialize_parallel(
     Raises:
         ConfigError: the world size is not a multiple of the ranks of a replica, or of a copy of the model.
     """
-    world = dist.get_world_size()
+    stages = pp if isinstance(pp, PipelineStages) else PipelineStages(pp)
+    world, pp = dist.get_world_size(), stages.size
     ranks = max(tp * cp, expert) * pp
     if world % ranks:
         wide = f" x context parallel {cp}" if cp > 1 else ""
@@ -148,6 +159,7 @@ def initialize_parallel(
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=stages.chunks if stages.interleaved else None,
         context_parallel_size=cp,
         expert_model_parallel_size=expert,
         expert_tensor_parallel_size=1,
@@ -170,6 +182,7 @@ def initialize_parallel(
         stage=experts if wider else tensor,
         copy=parallel_state.get_expert_tensor_model_pipeline_parallel_group() if wider else shards,
         sequence=sequence and tp > 1,
+        stages=stages,
     )
 
 

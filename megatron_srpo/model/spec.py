@@ -18,11 +18,15 @@ from megatron_srpo.model.megatron_core import (
 from megatron_srpo.model.norm import RMSNorm
 
 
-def transformer_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """Return the spec of this rank's layers and of the final norm."""
-    first = get_transformer_layer_offset(config)
+def transformer_block_spec(config: TransformerConfig, chunk: int | None = None) -> TransformerBlockSubmodules:
+    """Return the spec of this rank's layers and of the final norm.
+
+    Args:
+        chunk: of an interleaved stage.
+    """
+    first, count = get_transformer_layer_offset(config, chunk), get_num_layers_to_build(config, chunk)
     return TransformerBlockSubmodules(
-        layer_specs=[_local_layer(config, first + n) for n in range(get_num_layers_to_build(config))],
+        layer_specs=[_local_layer(config, first + n) for n in range(count)],
         layer_norm=RMSNorm,
     )
 

@@ -17,6 +17,7 @@ from megatron_srpo.data.sampler import PromptSampler
 from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.session.engine import EngineLink, link_engine
 from megatron_srpo.session.evaluate import Evaluator
@@ -47,7 +48,7 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         layout = config.parallel
         groups = initialize_parallel(
             layout.tensor,
-            layout.pipeline,
+            PipelineStages.of(layout),
             config.seed,
             cp=layout.context,
             expert=layout.expert,

@@ -6,7 +6,6 @@ from megatron_srpo.config.run import RunConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
-from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.heads import HeadForm
@@ -58,7 +57,7 @@ def optimizer_steps(config: RunConfig) -> int:
     return config.training.steps * (prompts // mini_batch_prompts(config.training, prompts, 1))
 
 
-def _initial(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> GPTModel:
+def _initial(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> torch.nn.Module:
     model = build_policy(
         arch, groups, DTYPES[config.model.dtype], config.model.vocab_multiple, config.training.recompute
     )

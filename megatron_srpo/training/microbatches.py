@@ -102,13 +102,17 @@ def in_step(batches: list[MicroBatch], groups: ProcessGroups) -> list[MicroBatch
     """Add idle micro-batches where other replicas have more, and this one holds a part of their experts.
 
     Every replica that shares experts must come to a layer's experts equally often, or the others would wait
-    for it there for ever. A collective over these replicas.
+    for it there for ever. And interleaved pipeline stages take micro-batches in turns of one per stage.
+    A collective over these replicas.
     """
-    if groups.stage.size() <= groups.tp_size * groups.cp_size:
-        return batches
-    count = torch.tensor(len(batches), device=platform.device())
-    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=groups.copy)
-    return batches + [_idle_batch(groups.split) for _ in range(int(count) - len(batches))]
+    count = len(batches)
+    if groups.stage.size() > groups.tp_size * groups.cp_size:
+        most = torch.tensor(count, device=platform.device())
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=groups.copy)
+        count = int(most)
+    if groups.stages.interleaved:
+        count += -count % groups.pp_size
+    return batches + [_idle_batch(groups.split) for _ in range(count - len(batches))]
 
 
 def _idle_batch(split: TokenSplit) -> MicroBatch:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from megatron_srpo.config.training import TeacherConfig
-from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training.exchange import over_context
@@ -61,7 +60,7 @@ class Teacher:
         """
         if self.config.mode != "ema" or self.copy is None:
             return
-        pairs = zip(unwrap(self.policy).parameters(), self.copy.parameters(), strict=True)
+        pairs = zip(self.policy.parameters(), self.copy.parameters(), strict=True)
         for average, (current, used) in zip(self.average, pairs, strict=True):
             average.lerp_(current.to(average), self.config.ema_rate)
             if used.data_ptr() != average.data_ptr():

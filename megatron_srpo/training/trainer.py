@@ -8,7 +8,7 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.chunks import config_of
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training import schedule
@@ -122,7 +122,7 @@ class Trainer:
         if self.expert_balance:
             tokens = torch.tensor(sum(batch.packed.tokens_1T.numel() for batch in batches))
             everywhere = float(sum_over_tokens(tokens, self.groups))
-            unwrap(self.policy).config.moe_aux_loss_coeff = self.expert_balance / everywhere
+            config_of(self.policy).moe_aux_loss_coeff = self.expert_balance / everywhere
 
     def _head(
         self, model: torch.nn.Module, kind: Callable[[torch.nn.Module, HeadForm], LinearHead]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.chunks import load_state, sharded_state
 from megatron_srpo.model.megatron_core import dist_checkpointing, parallel_state, version
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.folders import copy_hf_files, new_folder
@@ -44,8 +44,7 @@ def save_megatron(
         CheckpointError: ``target`` exists or cannot be written.
         ModelError: ``hf_files`` has no ``config.json``.
     """
-    policy = unwrap(model)
-    dtype = next(policy.parameters()).dtype
+    dtype = next(model.parameters()).dtype
     with new_folder(Path(target)) as folder:
         if dist.get_rank() == 0:
             copy_hf_files(Path(hf_files), folder, dtype)
@@ -53,7 +52,7 @@ def save_megatron(
             info = json.dumps(_info(arch, groups, dtype), indent=2) + "\n"
             (folder / INFO_FILE).write_text(info, encoding="utf-8")
         dist.barrier()
-        state = policy.sharded_state_dict(metadata=_metadata())
+        state = sharded_state(model, _metadata())
         dist_checkpointing.save(state, str(folder / WEIGHTS), sharded_strategy=("torch_dist", 1))
 
 
@@ -65,19 +64,16 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
     Raises:
         CheckpointError: not a finished checkpoint, unreadable, or of another model.
     """
-    policy, weights = unwrap(model), weights_folder(folder)
-    state = policy.sharded_state_dict(metadata=_metadata())
-    names = set(state)
+    weights = weights_folder(folder)
     try:
-        loaded = dist_checkpointing.load(state, str(weights))
+        loaded = dist_checkpointing.load(sharded_state(model, _metadata()), str(weights))
     # Boundary to Megatron-Core and torch, which report a damaged file in a dozen ways (one of them,
     # torch's CheckpointException, is no Exception).
     except (Exception, torch.distributed.checkpoint.CheckpointException) as error:
         raise CheckpointError(
             f"{weights} is damaged or belongs to another model: {short_cause(error)}"
         ) from error
-    # A training run's checkpoint brings its common part (progress, scheduler) along.
-    policy.load_state_dict({name: value for name, value in loaded.items() if name in names})
+    load_state(model, loaded)  # a training run's checkpoint brings its common part along
 
 
 def weights_folder(folder: str | Path) -> Path:

@@ -13,6 +13,7 @@ from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.loss import TrainingSample
@@ -40,9 +41,13 @@ class Layout:
     recompute: str = "none"
     distributed: bool = False
     overlap: bool = False
+    virtual: int = 1
+    first: int | None = None
+    last: int | None = None
 
     def initialize(self) -> ProcessGroups:
-        return initialize_parallel(self.tp, self.pp, cp=self.cp, expert=self.ep, sequence=self.sequence)
+        stages = PipelineStages(self.pp, self.virtual, self.first, self.last)
+        return initialize_parallel(self.tp, stages, cp=self.cp, expert=self.ep, sequence=self.sequence)
 
 
 @dataclass(frozen=True)

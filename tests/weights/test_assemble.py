@@ -22,7 +22,7 @@ def policy(folder: str, tp: int, pp: int, ep: int = 1) -> tuple:
     model = build_policy(arch, groups, vocab_multiple=16)
     load_hf(model, arch, folder, groups)
     parameters = {entry.parameter: value for entry, value in model_table(model, arch, groups)}
-    return groups, arch, parameters, Training(tp, pp, arch.padded_vocab_size(tp, 16) // tp, ep)
+    return groups, arch, parameters, Training(tp, groups.stages, arch.padded_vocab_size(tp, 16) // tp, ep)
 
 
 def assembled(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from tests.model.tiny import EXPERTS, load_reference, stored_tensors, write_random_qwen3
 from tests.ranks import run_ranks
 from tests.weights.reference import EXPERTS as EXPERTS_OF_REFERENCE
@@ -90,10 +91,10 @@ def test_exchanges_carry_every_element_once_within_the_limit(layout, limit):
     from megatron_srpo.weights.gather import plan_exchanges
     from megatron_srpo.weights.table import hf_shapes
 
-    arch, tp, pp, ep, rows = layout
+    arch, tp, stages, ep, rows = layout
     counts = {name: torch.zeros(shape, dtype=torch.int) for name, shape in hf_shapes(arch).items()}
     complete: list[str] = []
-    for exchange in plan_exchanges(arch, tp, pp, rows, limit, ep):
+    for exchange in plan_exchanges(arch, tp, stages, rows, limit, ep):
         pieces: list[Any] = [owned for sent in exchange.sent for owned in sent]
         assert {owned.place.pp_rank for owned in pieces} == {exchange.pp_rank}
         for rank, sent in enumerate(exchange.sent):
@@ -118,9 +119,10 @@ def test_a_small_model_is_one_exchange_per_stage():
 
     # the rollout engine is fed after every step: collectives must not be the cost
     arch = make_arch(num_layers=4)
-    assert len(plan_exchanges(arch, 2, 1, 8)) == 1
-    assert len(plan_exchanges(arch, 2, 2, 8)) == 2
-    assert len(plan_exchanges(make_arch(num_layers=4, tied_embeddings=True), 1, 2, 16)) == 2
+    one, two = PipelineStages(), PipelineStages(2)
+    assert len(plan_exchanges(arch, 2, one, 8)) == 1
+    assert len(plan_exchanges(arch, 2, two, 8)) == 2
+    assert len(plan_exchanges(make_arch(num_layers=4, tied_embeddings=True), 1, two, 16)) == 2
 
 
 def test_an_expert_is_sent_by_its_owner_alone_and_whole():
@@ -128,7 +130,7 @@ def test_an_expert_is_sent_by_its_owner_alone_and_whole():
 
     wide = dataclasses.replace(EXPERTS_OF_REFERENCE, ffn_hidden_size=1024)
     arch = make_arch(num_layers=1, hidden_size=1024, experts=wide)
-    exchanges = plan_exchanges(arch, 1, 1, 16, limit=1 << 20, ep_size=4)
+    exchanges = plan_exchanges(arch, 1, PipelineStages(), 16, limit=1 << 20, ep_size=4)
     experts = [e for e in exchanges if any(".experts." in name for name in e.complete)]
     # 4 experts of 3 matrices of 2 ** 20 elements
     assert len(experts) == 12
@@ -139,6 +141,6 @@ def test_a_large_tensor_goes_in_parts():
     from megatron_srpo.weights.gather import EXCHANGE_ELEMENTS, plan_exchanges
 
     arch = make_arch(vocab_size=151_936, hidden_size=1024)
-    exchanges = plan_exchanges(arch, 2, 1, 151_936 // 2)
+    exchanges = plan_exchanges(arch, 2, PipelineStages(), 151_936 // 2)
     sizes = [sum(owned.piece.source.size for sent in e.sent for owned in sent) for e in exchanges]
     assert max(sizes) <= EXCHANGE_ELEMENTS < arch.vocab_size * arch.hidden_size

@@ -11,7 +11,6 @@ from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig
 from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
-from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.session.models import DTYPES
@@ -67,7 +66,7 @@ def architecture(case: "Case") -> Qwen3Architecture:
     )
 
 
-def _random(arch: Qwen3Architecture, groups: ProcessGroups, case: "Case") -> GPTModel:
+def _random(arch: Qwen3Architecture, groups: ProcessGroups, case: "Case") -> torch.nn.Module:
     from tools.benchmarks.plan_memory import VOCAB_MULTIPLE
 
     model = build_policy(arch, groups, DTYPES[case.dtype], VOCAB_MULTIPLE)

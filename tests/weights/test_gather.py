@@ -18,7 +18,13 @@ from tests.weights.test_table import layouts
 
 
 def gathered(
-    rank: int, world: int, folder: str, tp: int, pp: int, dtype: torch.dtype | None, ep: int = 1
+    rank: int,
+    world: int,
+    folder: str,
+    tp: int,
+    pp: int | PipelineStages,
+    dtype: torch.dtype | None,
+    ep: int = 1,
 ) -> list[tuple[str, torch.Tensor]]:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.parallel import initialize_parallel
@@ -39,6 +45,19 @@ def test_every_rank_gets_every_tensor_bit_for_bit_in_the_same_order(tmp_path, tp
     state = load_reference(folder).state_dict()
     expected = {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}
     for result in run_ranks(tp * pp * dp, gathered, str(folder), tp, pp, None):
+        assert [name for name, _ in result] == list(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in result)
+
+
+@pytest.mark.parametrize(
+    ("stages", "ranks"),
+    [(PipelineStages(2, 2), 2), (PipelineStages(2, 1, first=1), 2), (PipelineStages(3, 1, last=2), 3)],
+    ids=str,
+)
+def test_stages_of_several_chunks_or_sizes_hand_out_every_tensor(tmp_path, stages, ranks):
+    folder = write_random_qwen3(tmp_path, num_hidden_layers=4, vocab_size=100)
+    expected = load_reference(folder).state_dict()
+    for result in run_ranks(ranks, gathered, str(folder), 1, stages, None):
         assert [name for name, _ in result] == list(expected)
         assert all(torch.equal(value, expected[name]) for name, value in result)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.head import head_weight, unwrap
 from megatron_srpo.model.megatron_core import (
     gather_from_sequence_parallel_region,
     get_forward_backward_func,
@@ -45,13 +45,18 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
 
     def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         if batch.idle:
-            value, sums = output.sum() * 0.0, None
+            value, sums = _no_loss(model, output), None
         else:
             value, sums = loss(_response_rows(model, output, batch), batch)
         # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
         return value, torch.ones((), dtype=torch.int, device=value.device), sums
 
     return _run(model, batches, finish, forward_only=False)
+
+
+def _no_loss(model: torch.nn.Module, output: Tensor) -> Tensor:
+    """Return a loss of 0 with a gradient for every weight, the head's too: DDP waits for the last one's."""
+    return output.sum() * 0.0 + head_weight(model).flatten()[0] * 0.0
 
 
 def _response_rows(model: torch.nn.Module, output: Tensor, batch: MicroBatch) -> Tensor:

@@ -13,7 +13,7 @@ def train(run: Run) -> None:
 
 
 def train_step(run: Run) -> None:
-    """Sample, reward, route, share out, score, teach, update, publish."""
+    """Sample, reward, route, deal out, score, teach, update, publish."""
     with run.phase("generate"):
         rollouts = run.generate()
     with run.phase("reward"):

@@ -30,6 +30,7 @@ from megatron_srpo.rollout.engine import WeightPublisher
 from megatron_srpo.rollout.types import SamplingParams
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
+from megatron_srpo.session.models import build_dealer
 from megatron_srpo.session.recording import Recorder
 from megatron_srpo.session.rollouts import (
     PromptInPlace,
@@ -51,9 +52,8 @@ from megatron_srpo.session.step_metrics import (
 from megatron_srpo.training.checkpoint import save_checkpoint
 from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas, on_leader
 from megatron_srpo.training.loss import TrainingSample
-from megatron_srpo.training.placement import WorkCosts
 from megatron_srpo.training.scoring import TokenScores
-from megatron_srpo.training.shared_work import ReplicaWork, SharedWork, WorkDealer
+from megatron_srpo.training.shared_work import ReplicaWork, SharedWork
 from megatron_srpo.training.teacher import TeacherPass
 from megatron_srpo.training.trainer import Trainer, UpdateResult
 from megatron_srpo.weights.export import save_hf
@@ -95,9 +95,7 @@ class Run:
         self.trainer = parts.trainer
         self.recorder = parts.recorder
         self.algorithm: Algorithm = build_algorithm(parts.config.algorithm)
-        self.dealer = WorkDealer(
-            _work_costs(parts.config, parts.arch), parts.groups, parts.config.training.balance
-        )
+        self.dealer = build_dealer(parts.config, parts.arch, parts.groups)
         self.step = step
         self.training_seconds = training_seconds
         self.row: dict[str, float] = {"step": step}
@@ -284,7 +282,3 @@ class Run:
                 self.config.checkpoint.keep,
             )
         self.saved_step = self.step
-
-
-def _work_costs(config: RunConfig, arch: Qwen3Architecture) -> WorkCosts:
-    return WorkCosts.of(arch, config.training.recompute, config.algorithm.policy.kl_coefficient > 0)

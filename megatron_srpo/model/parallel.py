@@ -80,6 +80,11 @@ class ProcessGroups:
         return self.ep.size()
 
     @property
+    def replicas_share_experts(self) -> bool:
+        """Whether this replica holds a part of its experts only, and meets others in every layer of them."""
+        return self.stage.size() > self.tp_size * self.cp_size
+
+    @property
     def copies(self) -> int:
         """How many copies of the weights are handed out: one of each replica, or one of several replicas."""
         return dist.get_world_size() // (self.copy.size() * self._copies_of_a_replica)

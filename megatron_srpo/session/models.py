@@ -1,4 +1,4 @@
-"""The models of a run on this rank, and the trainer that holds them."""
+"""The models of a run on this rank, the trainer that holds them, and what shares its work out."""
 
 import torch
 
@@ -10,6 +10,8 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
+from megatron_srpo.training.placement import WorkCosts
+from megatron_srpo.training.shared_work import WorkDealer
 from megatron_srpo.training.teacher import Teacher
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.load import load_hf
@@ -38,6 +40,13 @@ def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGro
         capacity=config.training.micro_batch_tokens,
         expert_balance=config.training.expert_balance,
     )
+
+
+def build_dealer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> WorkDealer:
+    """Return what shares the passes over a step's rollouts out to the replicas."""
+    penalised = config.algorithm.policy.kl_coefficient > 0
+    costs = WorkCosts.of(arch, config.training.recompute, reference=penalised)
+    return WorkDealer(costs, groups, config.training.balance)
 
 
 def _head_form(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> HeadForm:

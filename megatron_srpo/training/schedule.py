@@ -44,7 +44,7 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
 
     def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         if batch.idle:
-            value, sums = _nothing(model, output), None
+            value, sums = _no_loss(model, output), None
         else:
             value, sums = loss(_response_rows(model, output, batch), batch)
         # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
@@ -53,9 +53,9 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
     return _run(model, batches, finish, forward_only=False)
 
 
-def _nothing(model: torch.nn.Module, output: Tensor) -> Tensor:
-    """Return a loss of 0 that depends on every parameter: DDP waits for the gradient of each one."""
-    return (output.sum() + head_weight(model)[0, 0]) * 0.0
+def _no_loss(model: torch.nn.Module, output: Tensor) -> Tensor:
+    """Return a loss of 0 with a gradient for every weight, the head's too: DDP waits for the last one's."""
+    return output.sum() * 0.0 + head_weight(model).flatten()[0] * 0.0
 
 
 def _response_rows(model: torch.nn.Module, output: Tensor, batch: MicroBatch) -> Tensor:

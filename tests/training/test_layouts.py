@@ -22,6 +22,7 @@ LAYOUTS = {
     "pp2": (2, Layout(pp=2, capacity=100)),
     "dp2": (2, Layout(capacity=80)),
     "dp2 other order": (2, Layout(order=(3, 1, 0, 2))),
+    "dp2 at home": (2, Layout(capacity=80, balance=False)),
     "tp2 pp2": (4, Layout(tp=2, pp=2, capacity=120)),
     "tp2 dp2": (4, Layout(tp=2, capacity=90)),
     "tp4": (4, Layout(tp=4)),
@@ -36,6 +37,7 @@ MORE_LAYOUTS = {
     "tp2 cp2 sp": (4, Layout(tp=2, cp=2, sequence=True, capacity=120)),
     "pp2 cp2": (4, Layout(pp=2, cp=2, capacity=100)),
     "tp2 pp2 sp": (4, Layout(tp=2, pp=2, sequence=True, capacity=100)),
+    "dp4": (4, Layout(capacity=70)),
     "dp2 cp2 distributed": (4, Layout(cp=2, capacity=120, distributed=True)),
     "distributed": (1, Layout(distributed=True, capacity=100)),
     "dp2 distributed": (2, Layout(distributed=True, capacity=100)),
@@ -213,6 +215,7 @@ EXPERT_LAYOUTS = {
     # Replicas differ in the number of micro-batches, and meet at the experts all the same.
     "ep2 small micro-batches": (2, Layout(ep=2, capacity=60)),
     "ep2 other order": (2, Layout(ep=2, order=(3, 1, 0, 2))),
+    "ep2 at home": (2, Layout(ep=2, capacity=60, balance=False)),
     "dp2": (2, Layout(capacity=80)),
     "ep4": (4, Layout(ep=4, capacity=90)),
     "ep2 dp2": (4, Layout(ep=2, capacity=100)),

@@ -88,14 +88,14 @@ def samples(trainer: Trainer, case: "Case") -> tuple[list[TrainingSample], Teach
     # A sequence's last token is no input: one more prompt token fills micro-batches to the last place.
     sequences = [TokenSequence(tokens(PROMPT + 1), tokens(RESPONSE)) for _ in range(2 * case.sequences)]
     distilled = range(0, len(sequences), 2) if case.teacher != "none" else range(0)
-    taught, lessons = trainer.teach({index: sequences[index] for index in distilled})
+    taught = trainer.teach({index: sequences[index] for index in distilled})
     old = trainer.score(sequences)
     batch = [
         TrainingSample(
             sequence=sequence,
-            streams=_streams(index in lessons),
+            streams=_streams(index in taught.lessons),
             old_R=old[index].log_prob_R,
-            lesson=taught.lessons[lessons[index]] if index in lessons else None,
+            lesson=taught.lessons.get(index),
         )
         for index, sequence in enumerate(sequences)
     ]
@@ -120,7 +120,7 @@ def storage_bytes(trainer: Trainer, taught: TeacherPass) -> dict[str, float]:
     ]
     mains = [main for group in _adam_groups(trainer) for main in group["params"]]
     teacher = list(trainer.teacher.copy.parameters()) if trainer.teacher.copy is not None else []
-    lessons = [lesson.hidden_RK for lesson in taught.lessons if lesson.hidden_RK is not None]
+    lessons = [lesson.hidden_RK for lesson in taught.lessons.values() if lesson.hidden_RK is not None]
     head = [taught.head.weight_VH] if taught.head is not None else []
     held = _storages(weights)
     return {

@@ -36,6 +36,7 @@ def wrap_policy(policy: GPTModel, optimizer: OptimizerConfig) -> DistributedData
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=optimizer.distributed,
         overlap_grad_reduce=optimizer.overlap,
+        fp8_param_gather=config.fp8_param,
     )
     config.finalize_model_grads_func = _finalize_without_division
     wrapped = DistributedDataParallel(config, ddp_config, policy)
@@ -144,6 +145,7 @@ def _megatron_config(config: OptimizerConfig, model: DistributedDataParallel) ->
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=config.distributed,
+        fp8_recipe=model.config.fp8_recipe if model.config.fp8 else None,
     )
 
 

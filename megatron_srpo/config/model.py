@@ -36,8 +36,8 @@ class ModelConfig(Config):
     )
     fp8_passes: str = option(
         "policy",
-        "Which passes run in FP8; others run in bfloat16. training: the update alone; policy: also the policy's "
-        "log-probs before it, so that ratios begin at 1; all: also the teacher's and the reference's.",
+        "Which passes run in FP8, not bfloat16. training: the update; policy: also its log-probs, so that "
+        "importance ratios begin at 1; all: also the teacher's and the reference's.",
         choices=("training", "policy", "all"),
     )
     fp8_params: bool = option(

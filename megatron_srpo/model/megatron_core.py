@@ -17,6 +17,8 @@ with warnings.catch_warnings():
     from megatron.core.dist_checkpointing.core import CheckpointingException
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+    from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -71,6 +73,7 @@ __all__ = [
     "dequantize_fp8_tensor",
     "dist_checkpointing",
     "finalize_model_grads",
+    "force_all_tensors_to_non_fp8",
     "gather_from_sequence_parallel_region",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
@@ -79,6 +82,7 @@ __all__ = [
     "get_num_layers_to_build",
     "get_transformer_layer_offset",
     "is_float8tensor",
+    "load_sharded_metadata",
     "make_sharded_optimizer_tensor",
     "parallel_state",
     "tensor_parallel",

@@ -1,7 +1,7 @@
 """Which kernels the layers run on and what they need: Transformer Engine and its FP8 recipes.
 
 Facts and arithmetic only: nothing here imports torch, Megatron-Core or Transformer Engine. Sources:
-Transformer Engine 2.20 (``pytorch/quantization.py``, ``pytorch/utils.py``, ``common/gemm/cublaslt_gemm.cu``) and
+Transformer Engine 2.20 (``pytorch/{quantization,utils}.py``, ``common/gemm/cublaslt_gemm.cu``) and
 Megatron-Core (``fp8_utils.py``).
 """
 

@@ -15,7 +15,13 @@ import torch.distributed as dist
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.head import unwrap
-from megatron_srpo.model.megatron_core import dist_checkpointing, parallel_state, version
+from megatron_srpo.model.megatron_core import (
+    ShardedObject,
+    dist_checkpointing,
+    load_sharded_metadata,
+    parallel_state,
+    version,
+)
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.folders import copy_hf_files, new_folder
 
@@ -23,6 +29,7 @@ INFO_FILE = "checkpoint.json"
 WEIGHTS = "weights"
 FORMAT = 1
 _FINISHED = "metadata.json"  # Megatron-Core writes it last
+_LAYER_STATE = "._extra_state"  # PyTorch's name; Megatron-Core numbers those of experts
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
@@ -67,8 +74,9 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
     """
     policy, weights = unwrap(model), weights_folder(folder)
     state = policy.sharded_state_dict(metadata=_metadata())
-    names = set(state)
     try:
+        state = without_missing_states(state, weights)
+        names = set(state)
         loaded = dist_checkpointing.load(state, str(weights))
     # Boundary to Megatron-Core and torch, which report a damaged file in a dozen ways (one of them,
     # torch's CheckpointException, is no Exception).
@@ -77,7 +85,34 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
             f"{weights} is damaged or belongs to another model: {short_cause(error)}"
         ) from error
     # A training run's checkpoint brings its common part (progress, scheduler) along.
-    policy.load_state_dict({name: value for name, value in loaded.items() if name in names})
+    restore_weights(policy, {name: value for name, value in loaded.items() if name in names})
+
+
+def without_missing_states(state: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """Leave out what layers keep beside their weights (scales of FP8) where a checkpoint does not have it.
+
+    Layers of Transformer Engine have such a state, mostly empty, in more places than local ones; their
+    weights are stored under the same names.
+    """
+    stored = load_sharded_metadata(str(weights))
+    return {
+        name: value
+        for name, value in state.items()
+        if not isinstance(value, ShardedObject) or value.unique_key in stored
+    }
+
+
+def restore_weights(policy: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Load a state that may lack what layers keep beside their weights, and nothing else.
+
+    Raises:
+        CheckpointError: a weight is missing, or belongs to no layer.
+    """
+    difference = policy.load_state_dict(state, strict=False)
+    names = [*difference.missing_keys, *difference.unexpected_keys]
+    wrong = [name for name in names if _LAYER_STATE not in name]
+    if wrong:
+        raise CheckpointError(f"the checkpoint and the model disagree about {', '.join(wrong)}")
 
 
 def weights_folder(folder: str | Path) -> Path:

@@ -5,7 +5,7 @@ Transformer Engine 2.20 (``pytorch/{quantization,utils}.py``, ``common/gemm/cubl
 Megatron-Core (``fp8_utils.py``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from megatron_srpo.config.model import FP8_RECIPES
@@ -43,6 +43,14 @@ class Layers:
     @property
     def transformer_engine(self) -> bool:
         return self.kernels == "transformer_engine"
+
+    def untrained(self, fp8: bool) -> "Layers":
+        """Return the layers of a model beside the policy: its matrices stay in bfloat16.
+
+        Args:
+            fp8: whether its products are in FP8 where the policy's are.
+        """
+        return replace(self, fp8=self.fp8 if fp8 else "off", fp8_params=False)
 
 
 LOCAL = Layers()

@@ -1,7 +1,5 @@
 """The models of a run on this rank, and the trainer that holds them."""
 
-from dataclasses import replace
-
 import torch
 
 from megatron_srpo.config.run import RunConfig
@@ -35,8 +33,7 @@ def build_trainer(
     """
     wrapped = wrap_policy(_initial(config, arch, groups, layers), config.optimizer)
     passes = config.model.fp8_passes
-    # Never trained: their matrices stay in bfloat16, also where their products are in FP8.
-    still = replace(layers, fp8=layers.fp8 if passes == "all" else "off", fp8_params=False)
+    still = layers.untrained(fp8=passes == "all")
     copy = None if not uses_teacher_copy(config) else _initial(config, arch, groups, still).eval()
     penalised = config.algorithm.policy.kl_coefficient > 0
     return Trainer(

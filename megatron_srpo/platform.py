@@ -8,6 +8,8 @@ On a machine with CUDA this module changes nothing in torch or Megatron-Core. On
 import ctypes
 import datetime
 import gc
+import importlib.metadata
+import importlib.util
 import os
 import resource
 import sys
@@ -71,6 +73,48 @@ def device() -> torch.device:
         return torch.device("cpu")
     place = rank_environment()
     return torch.device("cuda", place.local_rank if place else torch.cuda.current_device())
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What decides which kernels can run here.
+
+    Attributes:
+        capability: compute capability of this process's CUDA device; None without CUDA.
+        cuda: version of CUDA that torch was built with.
+        transformer_engine: version of the package whose PyTorch part is installed; None without it.
+    """
+
+    capability: tuple[int, int] | None = None
+    cuda: tuple[int, int] | None = None
+    transformer_engine: str | None = None
+
+
+def accelerator() -> Accelerator:
+    """Look at this process's device and kernels. With CUDA, this takes memory of the device (a context)."""
+    if not has_cuda():
+        return Accelerator()
+    major, minor = (torch.version.cuda or "0.0").split(".")[:2]
+    capability = torch.cuda.get_device_capability(device())
+    return Accelerator(capability, (int(major), int(minor)), transformer_engine_version())
+
+
+def transformer_engine_version() -> str | None:
+    """Return the version of Transformer Engine whose PyTorch part is installed, without importing it.
+
+    From the package index that part is a distribution of its own; built from source, it is not.
+    """
+    spec = importlib.util.find_spec("transformer_engine")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    places = (folder, folder.parent, folder / "wheel_lib")
+    if not any(any(place.glob("transformer_engine_torch*.so")) for place in places):
+        return None
+    for name in ("transformer-engine-torch", "transformer-engine"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

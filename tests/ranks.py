@@ -9,6 +9,7 @@ import gc
 import importlib
 import multiprocessing as mp
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -25,9 +26,11 @@ class RankFailure(AssertionError):
     """A rank raised, died or did not answer in time; the message holds every rank's traceback."""
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, path: str | None) -> None:
     """Worker: execute jobs until the pipe closes."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    if path is not None:
+        sys.path.insert(0, path)
     import torch
 
     torch.set_num_threads(1)
@@ -58,8 +61,6 @@ def _run_job(module: str, name: str, rank: int, world: int, store: str, argument
 
 def _destroy_groups() -> None:
     """Tear down Megatron's groups (when a job made them) and the default group."""
-    import sys
-
     import torch.distributed as dist
 
     parallel_state = sys.modules.get("megatron.core.parallel_state")
@@ -79,15 +80,23 @@ def _threads(pid: int | None) -> int:
         return 0
 
 
-class _Pool:
-    def __init__(self) -> None:
+class Pool:
+    """Workers that live until the session ends.
+
+    Args:
+        path: a folder in which they look for packages first.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        atexit.register(self.stop)
         self.workers: list[tuple[mp.process.BaseProcess, Connection]] = []
 
     def grow(self, count: int) -> None:
         context = mp.get_context("spawn")
         while len(self.workers) < count:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=False)
+            process = context.Process(target=_serve, args=(theirs, self.path), daemon=False)
             process.start()
             theirs.close()
             self.workers.append((process, ours))
@@ -101,7 +110,10 @@ class _Pool:
                 process.join()
         self.workers = []
 
-    def run(self, world: int, function: Callable, arguments: tuple, timeout: float) -> list[Any]:
+    def run(
+        self, world: int, function: Callable, arguments: tuple, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> list[Any]:
+        """Do what :func:`run_ranks` does."""
         self.grow(world)
         with tempfile.TemporaryDirectory() as folder:
             for rank, (_, connection) in enumerate(self.workers[:world]):
@@ -126,8 +138,7 @@ class _Pool:
         return False, f"no answer within {timeout} s"
 
 
-_POOL = _Pool()
-atexit.register(_POOL.stop)
+_POOL = Pool()
 
 
 def run_ranks(

@@ -55,8 +55,26 @@ class RunConfig(Config):
                 f"prompt and a response (data.teacher.max_prompt_tokens + rollout.max_response_tokens = "
                 f"{teacher_longest} tokens); raise it, or lower data.teacher.max_prompt_tokens"
             )
+        self._check_fp8_params()
         if self.algorithm.feedback and not self.reward.environment_feedback:
             raise ConfigError(
                 "algorithm.feedback = True needs the verifiers' remarks, which are withheld by "
                 "reward.environment_feedback = False; set both"
+            )
+
+    def _check_fp8_params(self) -> None:
+        """Matrices in FP8 have their fp32 values in the optimizer alone, and a teacher may ask for more."""
+        if not self.model.fp8_params:
+            return
+        if not self.optimizer.distributed:
+            raise ConfigError(
+                "model.fp8_params = True needs optimizer.distributed = True, which keeps the fp32 weights; "
+                "set one of them otherwise"
+            )
+        live = self.algorithm.name != "grpo" and self.teacher.mode in ("live", "trust_region")
+        if live and self.model.fp8_passes != "all":
+            raise ConfigError(
+                "model.fp8_params = True leaves no weights in bfloat16 for teacher.mode = "
+                f"{self.teacher.mode!r}, which asks the policy; set model.fp8_passes=all (it is "
+                f"{self.model.fp8_passes!r}), or another teacher.mode"
             )

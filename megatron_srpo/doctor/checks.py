@@ -8,6 +8,7 @@ from megatron_srpo.doctor.communication import check_communication
 from megatron_srpo.doctor.machine import (
     check_accelerator,
     check_disk,
+    check_fp8,
     check_loss_kernels,
     check_memory,
     check_threads,
@@ -50,6 +51,7 @@ def check_machine(ranks: int, output: str) -> list[Check]:
     return [
         check_accelerator(),
         check_loss_kernels(),
+        check_fp8(),
         check_communication(),
         check_threads(ranks),
         check_memory(),

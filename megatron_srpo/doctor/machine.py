@@ -9,6 +9,7 @@ import torch
 
 from megatron_srpo import platform
 from megatron_srpo.doctor.types import Check
+from megatron_srpo.model.precision import recipes_on
 from megatron_srpo.ops.backend import kernels
 
 GIB = 1024**3
@@ -43,6 +44,14 @@ def check_loss_kernels() -> Check:
     if used or not platform.has_cuda():
         return Check("loss kernels", "ok", reason)
     return Check("loss kernels", "warn", reason, "pip install triton, on a Hopper GPU or later")
+
+
+def check_fp8() -> Check:
+    """Say which FP8 recipes a run can use on this device, and what rules the others out."""
+    found = recipes_on(platform.accelerator())
+    able = [recipe for recipe, reason in found.items() if reason is None]
+    reasons = list(dict.fromkeys(reason for reason in found.values() if reason is not None))
+    return Check("FP8", "ok", "; ".join([", ".join(able) or "not available", *reasons]))
 
 
 def check_threads(ranks_on_host: int) -> Check:

@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from megatron_srpo import platform
 from megatron_srpo.config.rollout import RolloutConfig
 from megatron_srpo.doctor.types import Check
 
@@ -87,7 +88,7 @@ def check_transformer_engine(cuda: bool) -> Check:
     if found is None:
         use = "FP8 is not available" if cuda else "not needed without CUDA"
         return Check(name, "ok", f"absent; {use}")
-    if installed_version(f"{package}-torch") is None:
+    if not has_transformer_engine():
         return Check(
             name,
             "fail",
@@ -111,7 +112,7 @@ def check_apex() -> Check:
 
 def check_adam(cuda: bool) -> Check:
     """Say whose Adam Megatron-Core takes: the first that it finds of three."""
-    if installed_version("transformer-engine-torch") is not None:
+    if has_transformer_engine():
         return Check("Adam", "ok", "Transformer Engine's, fused")
     if installed_version("apex") is not None and is_nvidia_apex():
         return Check("Adam", "ok", "Apex's, fused")
@@ -119,6 +120,12 @@ def check_adam(cuda: bool) -> Check:
         return Check("Adam", "ok", "PyTorch's")
     remedy = "install Transformer Engine or NVIDIA's apex, or set optimizer.distributed=false"
     return Check("Adam", "warn", "PyTorch's: slower, and not for a distributed optimizer", remedy)
+
+
+def has_transformer_engine() -> bool:
+    """Say whether Transformer Engine's part for PyTorch is there, packaged or built from source."""
+    packaged = installed_version("transformer-engine-torch") is not None
+    return packaged or platform.transformer_engine_version() is not None
 
 
 def is_nvidia_apex() -> bool:

@@ -57,7 +57,7 @@ class CausalAttention(torch.nn.Module):
             assert self.cp_group is None, "context parallelism needs packed rows"
             out_BSND = self._attend(*(x.transpose(0, 1) for x in (query, key, value)))
             return out_BSND.transpose(0, 1).flatten(2)
-        assert isinstance(packed_seq_params, PackedSequences) and packed_seq_params.buckets is not None, (
+        assert isinstance(packed_seq_params, PackedSequences), (
             "packed rows need the index maps of packed_sequences()"
         )
         return self._attend_packed(query, key, value, packed_seq_params.buckets)

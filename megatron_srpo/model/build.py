@@ -1,6 +1,7 @@
 """A Qwen3 policy as this rank's stage and shard of a Megatron-Core ``GPTModel``."""
 
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,18 +13,24 @@ from megatron_srpo.model.chunks import join_chunks
 from megatron_srpo.model.head import PolicyHead
 from megatron_srpo.model.megatron_core import GPTModel, TransformerConfig
 from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.model.precision import LOCAL, Layers
 from megatron_srpo.model.spec import transformer_block_spec
 from megatron_srpo.model.stages import PipelineStages
 
 
 def transformer_config(
-    arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype, recompute: str = "none"
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    dtype: torch.dtype,
+    recompute: str = "none",
+    layers: Layers = LOCAL,
 ) -> TransformerConfig:
     """Return Megatron-Core's config for this architecture and layout.
 
     Args:
         dtype: of weights, activations and what travels between pipeline stages.
         recompute: "none", "selective" (core attention) or "full" (every layer) in the backward pass.
+        layers: what the layers are made of.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="full scope is deprecated")  # its own default
@@ -67,15 +74,13 @@ def transformer_config(
             variable_seq_lengths=groups.pp_size > 1,
             # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).
             deallocate_pipeline_outputs=False,
-            # Kernels of Apex and Transformer Engine, which the local layer spec does without.
+            # There is no dropout, no bias, and the loss is ours: nothing for these to fuse.
             masked_softmax_fusion=False,
-            bias_activation_fusion=False,
             bias_dropout_fusion=False,
-            apply_rope_fusion=False,
             persist_layer_norm=False,
-            gradient_accumulation_fusion=False,
             cross_entropy_loss_fusion=False,
-            **_expert_options(arch, groups),
+            **kernel_options(layers),
+            **_expert_options(arch, groups, layers),
         )
 
 
@@ -99,7 +104,37 @@ def stage_options(stages: PipelineStages) -> dict[str, Any]:
     }
 
 
-def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups) -> dict[str, Any]:
+def kernel_options(layers: Layers) -> dict[str, Any]:
+    """Return Megatron-Core's options of fused kernels and of FP8."""
+    if not layers.transformer_engine:
+        return {
+            "bias_activation_fusion": False,
+            "apply_rope_fusion": False,
+            "gradient_accumulation_fusion": False,
+        }
+    options: dict[str, Any] = {
+        "bias_activation_fusion": True,
+        "apply_rope_fusion": True,
+        # Megatron-Core refuses it for its own head where Apex's kernel is absent, though ours needs none.
+        "gradient_accumulation_fusion": find_spec("fused_weight_gradient_mlp_cuda") is not None,
+    }
+    if layers.fp8 == "off":
+        return options
+    return {
+        **options,
+        # Transformer Engine's own choice for each: a gradient needs e5m2's range where its scale is coarse.
+        "fp8": "hybrid" if layers.fp8 in ("delayed", "tensorwise") else "e4m3",
+        "fp8_recipe": layers.fp8,
+        "fp8_param": layers.fp8_params,
+        # delayed: Transformer Engine's defaults; Megatron-Core's (the last pass alone) saturate more often.
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
+        # delayed: scales are agreed upon after every micro-batch, of which replicas have different numbers.
+        "tp_only_amax_red": True,
+    }
+
+
+def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups, layers: Layers) -> dict[str, Any]:
     """Return Megatron-Core's options of experts; no token is ever dropped, whatever the load."""
     # Megatron-Core checks the dispatcher for dense models too: this one goes with lengths that vary.
     dispatcher = {"moe_token_dispatcher_type": "alltoall"}
@@ -109,6 +144,7 @@ def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups) -> dict[str,
     return {
         **dispatcher,
         "num_moe_experts": experts.count,
+        "moe_grouped_gemm": layers.transformer_engine,
         "moe_ffn_hidden_size": experts.ffn_hidden_size,
         # A list, even of ones, makes Megatron-Core name the layers of a checkpoint one by one.
         "moe_layer_freq": _expert_layers(arch) if arch.has_dense_layers else 1,
@@ -134,6 +170,7 @@ def build_policy(
     dtype: torch.dtype = torch.float32,
     vocab_multiple: int = DEFAULT_VOCAB_MULTIPLE,
     recompute: str = "none",
+    layers: Layers = LOCAL,
 ) -> torch.nn.Module:
     """Build this rank's part of the model, with zero matrices: fill it with ``weights.load``.
 
@@ -144,21 +181,26 @@ def build_policy(
         ConfigError: the layout cannot split this model.
     """
     check_layout(arch, groups.tp_size, groups.stages, groups.ep_size)
-    config = transformer_config(arch, groups, dtype, recompute)
+    config = transformer_config(arch, groups, dtype, recompute, layers)
     vocab_size = arch.padded_vocab_size(groups.tp_size, vocab_multiple)
     return join_chunks(
-        _build_chunk(arch, groups, config, vocab_size, chunk) for chunk in range(groups.stages.chunks)
+        _build_chunk(arch, groups, config, layers, vocab_size, chunk) for chunk in range(groups.stages.chunks)
     )
 
 
 def _build_chunk(
-    arch: Qwen3Architecture, groups: ProcessGroups, config: TransformerConfig, vocab_size: int, chunk: int
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    config: TransformerConfig,
+    layers: Layers,
+    vocab_size: int,
+    chunk: int,
 ) -> GPTModel:
     number = chunk if groups.stages.interleaved else None
     has_head = groups.is_last_stage and chunk == groups.stages.chunks - 1
     model = GPTModel(
         config=config,
-        transformer_layer_spec=transformer_block_spec(config, number),
+        transformer_layer_spec=transformer_block_spec(config, layers, number),
         vocab_size=vocab_size,
         max_sequence_length=arch.max_position_embeddings,
         pre_process=groups.is_first_stage and chunk == 0,
@@ -171,4 +213,13 @@ def _build_chunk(
     )
     if has_head:
         model.output_layer = PolicyHead.replacing(model.output_layer)
-    return model.to(platform.device())  # Megatron-Core makes routers on the CPU
+    return _on_device(model)
+
+
+def _on_device(model: GPTModel) -> GPTModel:
+    """Move what Megatron-Core makes on the CPU (routers), and only that: ``model.to`` may unmake FP8."""
+    device = platform.device()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device != device:
+            tensor.data = tensor.data.to(device)
+    return model

@@ -81,9 +81,3 @@ def sharded_parameters(model: torch.nn.Module, metadata: dict[str, Any]) -> dict
 def _described(state: dict[str, dict[str, Any]], name: str, several: bool) -> Any:
     number, _, rest = name.partition(".") if several else ("0", "", name)
     return state[number][rest]
-
-
-def load_state(model: torch.nn.Module, state: dict[str, dict[str, Any]]) -> None:
-    """Take up what was loaded for :func:`sharded_state`."""
-    for number, policy in enumerate(policies(model)):
-        policy.load_state_dict(state[str(number)])

@@ -17,13 +17,20 @@ with warnings.catch_warnings():
     from megatron.core.dist_checkpointing.core import CheckpointingException
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+    from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
+    from megatron.core.extensions.transformer_engine import TENorm
+    from megatron.core.fp8_utils import dequantize_fp8_tensor, is_float8tensor
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_layer_specs import (
+        get_gpt_layer_local_spec,
+        get_gpt_layer_with_transformer_engine_spec,
+    )
     from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -59,17 +66,23 @@ __all__ = [
     "PackedSeqParams",
     "ProcessGroupCollection",
     "ShardedObject",
+    "TENorm",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "clip_grad_by_total_norm_fp32",
+    "dequantize_fp8_tensor",
     "dist_checkpointing",
     "finalize_model_grads",
+    "force_all_tensors_to_non_fp8",
     "gather_from_sequence_parallel_region",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
+    "get_gpt_layer_with_transformer_engine_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "get_transformer_layer_offset",
+    "is_float8tensor",
+    "load_sharded_metadata",
     "make_sharded_optimizer_tensor",
     "parallel_state",
     "tensor_parallel",

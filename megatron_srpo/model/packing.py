@@ -3,7 +3,8 @@
 Context parallelism cuts every sequence into 2 x size equal chunks, of which rank r holds number r and number
 2 x size - 1 - r: under a causal mask all ranks then have the same work. That is Megatron-Core's and
 Transformer Engine's order. Sequences are padded at their ends to whole chunks, and the row to what sequence
-parallelism cuts into equal parts; nothing else is padded.
+parallelism cuts into equal parts, each of a size that FP8 products take; nothing else is padded. To the model
+the padding belongs to the sequence that it follows: under a causal mask no real token sees it.
 
 Shape suffixes: T packed tokens of this rank, B sequences of a bucket, L and K longest sequence of a bucket
 on the query and on the key side.
@@ -11,7 +12,8 @@ on the query and on the key side.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -27,11 +29,13 @@ class TokenSplit:
     Attributes:
         cp_rank, cp_size: this rank's place in context parallelism.
         shares: parts into which sequence parallelism cuts what a context-parallel rank holds; 1 without it.
+        alignment: what the tokens of such a part are a multiple of.
     """
 
     cp_rank: int = 0
     cp_size: int = 1
     shares: int = 1
+    alignment: int = 1
 
     @property
     def sequence_multiple(self) -> int:
@@ -41,7 +45,7 @@ class TokenSplit:
     @property
     def row_multiple(self) -> int:
         """What the length of the whole row is padded to a multiple of."""
-        return math.lcm(self.sequence_multiple, self.cp_size * self.shares)
+        return math.lcm(self.sequence_multiple, self.cp_size * self.shares * self.alignment)
 
     def padded(self, lengths: Sequence[int]) -> list[int]:
         """Return the lengths with padding; the last sequence takes up the row's."""
@@ -99,9 +103,18 @@ class AttentionBuckets:
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron-Core's description of a packed row, with the index maps that every layer shares."""
+    """Megatron-Core's description of a packed row, with what the local attention makes its index maps of.
 
-    buckets: AttentionBuckets | None = field(default=None, repr=False, compare=False)
+    Transformer Engine's attention is handed the fields of the base class alone.
+    """
+
+    lengths: tuple[int, ...] = ()
+    split: TokenSplit = UNDIVIDED
+
+    @cached_property
+    def buckets(self) -> AttentionBuckets:
+        """The index maps, made when the first layer asks for them and shared by all."""
+        return _attention_buckets(self.lengths, self.split, platform.device())
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,8 @@ def packed_sequences(lengths: Sequence[int], split: TokenSplit = UNDIVIDED) -> P
         cu_seqlens_kv=boundaries,
         max_seqlen_q=max(lengths),
         max_seqlen_kv=max(lengths),
-        buckets=_attention_buckets(lengths, split, device),
+        lengths=tuple(lengths),
+        split=split,
     )
 
 

@@ -29,6 +29,7 @@ class ProcessGroups:
             parallelism, a part of one; or several replicas where experts are spread over more ranks.
         sequence: sequence parallelism: the tensor-parallel ranks share the tokens between the split layers.
         stages: how layers are dealt to the ranks of ``pp``.
+        alignment: what the number of tokens of a micro-batch on this rank is padded to a multiple of.
     """
 
     tp: dist.ProcessGroup
@@ -42,6 +43,7 @@ class ProcessGroups:
     copy: dist.ProcessGroup
     sequence: bool = False
     stages: PipelineStages = PipelineStages()
+    alignment: int = 1
 
     @property
     def tp_size(self) -> int:
@@ -126,7 +128,8 @@ class ProcessGroups:
     @property
     def split(self) -> TokenSplit:
         """How a packed row lies on this replica's ranks."""
-        return TokenSplit(self.cp_rank, self.cp_size, self.tp_size if self.sequence else 1)
+        shares = self.tp_size if self.sequence else 1
+        return TokenSplit(self.cp_rank, self.cp_size, shares, self.alignment)
 
 
 def initialize_parallel(
@@ -137,6 +140,7 @@ def initialize_parallel(
     cp: int = 1,
     expert: int = 1,
     sequence: bool = False,
+    alignment: int = 1,
 ) -> ProcessGroups:
     """Make Megatron-Core's process groups and seed its random states. The default group must exist.
 
@@ -147,6 +151,7 @@ def initialize_parallel(
         expert: expert parallel size; the experts' own matrices are not split further. One of it and ``tp``
             must be a multiple of the other.
         sequence: sequence parallelism, where there is more than one tensor-parallel rank.
+        alignment: as for :class:`ProcessGroups`.
 
     Raises:
         ConfigError: the world size is not a multiple of the ranks of a replica, or of a copy of the model.
@@ -188,6 +193,7 @@ def initialize_parallel(
         copy=parallel_state.get_expert_tensor_model_pipeline_parallel_group() if wider else shards,
         sequence=sequence and tp > 1,
         stages=stages,
+        alignment=alignment,
     )
 
 

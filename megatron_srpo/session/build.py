@@ -17,6 +17,7 @@ from megatron_srpo.data.sampler import PromptSampler
 from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
+from megatron_srpo.model.precision import choose_layers, token_alignment
 from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.session.engine import EngineLink, link_engine
@@ -45,7 +46,10 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         platform.init_distributed(config.training.distributed_timeout_s)
     try:
         arch = check_run(config, dist.get_world_size())
-        layout = config.parallel
+        layout, chosen = config.parallel, config.model
+        layers = choose_layers(
+            chosen.layers, chosen.dtype, chosen.fp8, chosen.fp8_params, platform.accelerator()
+        )
         groups = initialize_parallel(
             layout.tensor,
             PipelineStages.of(layout),
@@ -53,8 +57,9 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
             cp=layout.context,
             expert=layout.expert,
             sequence=layout.sequence,
+            alignment=token_alignment(layers.fp8),
         )
-        trainer = build_trainer(config, arch, groups)
+        trainer = build_trainer(config, arch, groups, layers)
         progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
         if resume:
             progress = _restore(config, trainer)

@@ -11,6 +11,7 @@ from megatron_srpo.config.run import RunConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.errors import CheckpointError, ConfigError
 from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+from megatron_srpo.model.precision import check_fp8_sizes
 from megatron_srpo.model.stages import PipelineStages
 
 # Sections and keys that may differ between a run and its continuation: they change what is shown or how
@@ -29,6 +30,8 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
     parallel = config.parallel
     replica = parallel.replica
     check_layout(arch, parallel.tensor, PipelineStages.of(parallel), parallel.expert)
+    if config.model.fp8 != "off":
+        check_fp8_sizes(arch, config.model.fp8, parallel.tensor)
     if arch.experts is not None and parallel.tensor > 1:
         _check_split_tokens(parallel)
     balance = config.training.expert_balance

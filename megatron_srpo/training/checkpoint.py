@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_srpo.errors import CheckpointError
-from megatron_srpo.model.chunks import load_state, named_parameters, sharded_parameters, sharded_state
+from megatron_srpo.model.chunks import named_parameters, sharded_parameters, sharded_state
 from megatron_srpo.model.megatron_core import (
     CheckpointingException,
     ShardedObject,
     dist_checkpointing,
+    force_all_tensors_to_non_fp8,
     make_sharded_optimizer_tensor,
     tensor_parallel,
 )
@@ -28,7 +29,7 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.training.optimizer_state import describe_optimizer, restore_optimizer
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.folders import new_folder
-from megatron_srpo.weights.megatron_checkpoint import short_cause
+from megatron_srpo.weights.megatron_checkpoint import restore_weights, short_cause, without_missing_states
 
 _NAME = re.compile(r"step_(\d{8})")
 _FINISHED = "metadata.json"  # Megatron-Core writes it last
@@ -59,6 +60,7 @@ def save_checkpoint(root: Path, step: int, trainer: Trainer, progress: dict[str,
     """
     final = checkpoint_folder(root, step)
     state = _state(trainer, loading=False)
+    force_all_tensors_to_non_fp8(state["policy"])  # not sooner: the optimizer knows its weights by identity
     state["progress"] = {"step": step, **progress}
     state["layout"] = _layout(trainer.groups)
     with new_folder(final) as folder:
@@ -83,6 +85,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
         )
     try:
         wanted = _state(trainer, loading=True)
+        wanted["policy"] = without_missing_states(wanted["policy"], folder)
         if dist_checkpointing.load_common_state_dict(str(folder))["layout"] != _layout(trainer.groups):
             # Random states belong to ranks that no longer exist; nothing in training draws from them today.
             del wanted["random"]
@@ -92,7 +95,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
             f"{folder} does not fit this run: {short_cause(error)}. Resume with the model and teacher it was "
             "saved with, or start a new run"
         ) from error
-    load_state(trainer.policy, state["policy"])
+    restore_weights(trainer.policy, state["policy"])
     restore_optimizer(trainer.optimizer.optimizer, state)
     trainer.optimizer.scheduler.load_state_dict(state["scheduler"])
     _restore_average(trainer, state.get("teacher"))

@@ -37,6 +37,7 @@ def wrap_policy(policy: torch.nn.Module, optimizer: OptimizerConfig) -> torch.nn
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=optimizer.distributed,
         overlap_grad_reduce=optimizer.overlap,
+        fp8_param_gather=config.fp8_param,
     )
     config.finalize_model_grads_func = _finalize_without_division
     wrapped = [
@@ -154,6 +155,7 @@ def _megatron_config(config: OptimizerConfig, model: TransformerConfig) -> Megat
         bf16=model.bf16,
         params_dtype=model.params_dtype,
         use_distributed_optimizer=config.distributed,
+        fp8_recipe=model.config.fp8_recipe if model.config.fp8 else None,
     )
 
 

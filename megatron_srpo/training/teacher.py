@@ -3,7 +3,7 @@
 Shape suffixes: R response tokens, H hidden size, K width of the (possibly blended) teacher head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from megatron_srpo.config.training import TeacherConfig
+from megatron_srpo.model.fp8 import plain, without_fp8
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training.exchange import over_context
 from megatron_srpo.training.heads import HeadForm, blended_head
-from megatron_srpo.training.microbatches import TokenSequence, in_step, micro_batches, scatter
+from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, in_step, micro_batches, scatter
 from megatron_srpo.training.offload import HostWeights
 from megatron_srpo.training.scoring import TokenScores, head_scores, hidden_states, spread_scores
 
@@ -43,10 +44,18 @@ class Teacher:
         policy: the model being trained.
         copy: a second model of the same layout and weights; ``None`` for mode ``live`` and where no algorithm
             asks the teacher.
+        bf16: whether the policy, where it is asked, leaves FP8 for that pass. The copy is as it was built.
     """
 
-    def __init__(self, config: TeacherConfig, policy: torch.nn.Module, copy: torch.nn.Module | None) -> None:
+    def __init__(
+        self,
+        config: TeacherConfig,
+        policy: torch.nn.Module,
+        copy: torch.nn.Module | None,
+        bf16: bool = False,
+    ) -> None:
         self.config = config
+        self.bf16 = bf16
         self.policy = policy
         self.copy = copy
         self._host = HostWeights(copy) if copy is not None and config.offload else None
@@ -62,7 +71,7 @@ class Teacher:
             return
         pairs = zip(self.policy.parameters(), self.copy.parameters(), strict=True)
         for average, (current, used) in zip(self.average, pairs, strict=True):
-            average.lerp_(current.to(average), self.config.ema_rate)
+            average.lerp_(plain(current).to(average), self.config.ema_rate)
             if used.data_ptr() != average.data_ptr():
                 used.copy_(average)
 
@@ -85,8 +94,7 @@ class Teacher:
             return TeacherPass({}, None)
         models, shares = self._blend()
         with self._host.on_device() if self._host is not None else nullcontext():
-            pairs = zip(models, shares, strict=True)
-            parts = [hidden_states(model, shared, share) for model, share in pairs]
+            parts = [self._pass(*pair, shared) for pair in zip(models, shares, strict=True)]
             head = blended_head(models, form) if batches and groups.is_last_stage else None
         if not batches:
             return TeacherPass({}, None)
@@ -100,6 +108,10 @@ class Teacher:
             kept = [*scatter(batches, whole, len(order))]
         lessons = map(Lesson, scores, kept)
         return TeacherPass(dict(zip(order, lessons, strict=True)), head)
+
+    def _pass(self, model: torch.nn.Module, share: float, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        with without_fp8(model) if self.bf16 else nullcontext():
+            return hidden_states(model, batches, share)
 
     def _blend(self) -> tuple[list[torch.nn.Module], list[float]]:
         """Return the models whose logits make up the teacher's, with their shares."""

@@ -1,6 +1,7 @@
 """The trainer: scores, teaches and updates a policy from per-token streams. It knows no algorithm's name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.model.chunks import config_of
+from megatron_srpo.model.fp8 import without_fp8
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training import schedule
@@ -53,6 +55,7 @@ class Trainer:
         form: how all models' hidden states become logits.
         capacity: most tokens per micro-batch.
         expert_balance: weight of the loss that spreads tokens over experts.
+        bf16_scores: whether a policy that trains in FP8 leaves it for the passes for log-probs.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Trainer:
         config: AlgorithmConfig,
         capacity: int,
         expert_balance: float = 0.0,
+        bf16_scores: bool = False,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
@@ -76,10 +80,12 @@ class Trainer:
         self.config = config
         self.capacity = capacity
         self.expert_balance = expert_balance
+        self.bf16_scores = bf16_scores
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[TokenScores]:
         """Return the train engine's log-probs of rollouts under the current policy: "old" log-probs."""
-        return self._score(self.policy, sequences)
+        with without_fp8(self.policy) if self.bf16_scores else nullcontext():
+            return self._score(self.policy, sequences)
 
     def score_reference(self, sequences: Sequence[TokenSequence]) -> list[TokenScores | None]:
         """Return log-probs under the initial policy, or ``None`` for each where no KL penalty is on."""

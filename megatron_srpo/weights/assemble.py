@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_srpo.errors import WeightError
+from megatron_srpo.model.fp8 import plain
 from megatron_srpo.weights.plan import Bucket, Plan, Slot
 
 
@@ -144,7 +145,7 @@ class Assembly:
         offset = 0
         for _, move in moves:
             part = flat[offset : offset + move.size].view(move.source.shape)
-            part.copy_(self._parameters[move.parameter][move.source.slices])
+            part.copy_(plain(self._parameters[move.parameter])[move.source.slices])
             offset += move.size
         return flat
 

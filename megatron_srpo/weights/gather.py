@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.chunks import vocab_rows_of
+from megatron_srpo.model.fp8 import plain
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.load import model_table, place_of
@@ -99,7 +100,7 @@ def _pack(
     for owned in pieces:
         target = owned.piece.target
         part = buffer[offset : offset + target.size].view(target.shape)
-        part.copy_(parameters[owned.parameter][target.slices])
+        part.copy_(plain(parameters[owned.parameter])[target.slices])
         offset += target.size
 
 

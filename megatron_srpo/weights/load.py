@@ -1,6 +1,6 @@
 """Filling this rank's shard from a Hugging Face folder, reading only the slices that it holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -8,9 +8,10 @@ import torch
 from megatron_srpo.errors import WeightError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.chunks import named_parameters, vocab_rows_of
+from megatron_srpo.model.fp8 import fill, is_fp8
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.hf_files import HfFolder, open_hf
-from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, rank_table
+from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, other_names, rank_table
 
 
 def place_of(groups: ProcessGroups) -> Place:
@@ -23,11 +24,14 @@ def model_table(
 ) -> list[tuple[Entry, torch.nn.Parameter]]:
     """Pair every entry of this rank's table with the model's parameter.
 
+    Entries are named after the local layers; the same weights of other layers are found by
+    :func:`~megatron_srpo.weights.table.other_names`.
+
     Raises:
         WeightError: the model and the table disagree (the model was built for another architecture).
     """
-    parameters = named_parameters(model)
     entries = rank_table(arch, place_of(groups), vocab_rows_of(model) // groups.tp_size)
+    parameters = _by_table_name(named_parameters(model), entries)
     if parameters.keys() != {entry.parameter for entry in entries}:
         difference = sorted(parameters.keys() ^ {entry.parameter for entry in entries})
         raise WeightError(f"model and weight table disagree about the parameters {', '.join(difference)}")
@@ -66,12 +70,30 @@ def load_hf(
             progress(done, len(table))
 
 
+def _by_table_name(
+    parameters: dict[str, torch.nn.Parameter], entries: Iterable[Entry]
+) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters under the names of the table; those that it does not know keep theirs."""
+    known = {
+        other: entry.parameter
+        for entry in entries
+        if entry.parameter not in parameters
+        for other in other_names(entry.parameter)
+    }
+    return {known.get(name, name): parameter for name, parameter in parameters.items()}
+
+
 def _fill(parameter: torch.nn.Parameter, entry: Entry, stored: HfFolder) -> None:
-    if sum(piece.target.size for piece in entry.pieces) < parameter.numel():
-        parameter.zero_()  # vocabulary padding
+    values: torch.Tensor = parameter
+    if is_fp8(parameter):  # it is rounded once, as a whole
+        values = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    if sum(piece.target.size for piece in entry.pieces) < values.numel():
+        values.zero_()  # vocabulary padding
     with stored.reader() as reader:
         for piece in entry.pieces:
-            parameter[piece.target.slices].copy_(reader.read(piece.hf_name, piece.source))
+            values[piece.target.slices].copy_(reader.read(piece.hf_name, piece.source))
+    if values is not parameter:
+        fill(parameter, values)
 
 
 def _check_tied_head(entry: Entry, stored: HfFolder) -> None:

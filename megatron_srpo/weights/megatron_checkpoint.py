@@ -14,8 +14,14 @@ import torch.distributed as dist
 
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.chunks import load_state, sharded_state
-from megatron_srpo.model.megatron_core import dist_checkpointing, parallel_state, version
+from megatron_srpo.model.chunks import policies, sharded_state
+from megatron_srpo.model.megatron_core import (
+    ShardedObject,
+    dist_checkpointing,
+    load_sharded_metadata,
+    parallel_state,
+    version,
+)
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.folders import copy_hf_files, new_folder
 
@@ -23,6 +29,7 @@ INFO_FILE = "checkpoint.json"
 WEIGHTS = "weights"
 FORMAT = 1
 _FINISHED = "metadata.json"  # Megatron-Core writes it last
+_LAYER_STATE = "._extra_state"  # PyTorch's name; Megatron-Core numbers those of experts
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
@@ -66,14 +73,46 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
     """
     weights = weights_folder(folder)
     try:
-        loaded = dist_checkpointing.load(sharded_state(model, _metadata()), str(weights))
+        state = without_missing_states(sharded_state(model, _metadata()), weights)
+        loaded = dist_checkpointing.load(state, str(weights))
     # Boundary to Megatron-Core and torch, which report a damaged file in a dozen ways (one of them,
     # torch's CheckpointException, is no Exception).
     except (Exception, torch.distributed.checkpoint.CheckpointException) as error:
         raise CheckpointError(
             f"{weights} is damaged or belongs to another model: {short_cause(error)}"
         ) from error
-    load_state(model, loaded)  # a training run's checkpoint brings its common part along
+    restore_weights(model, loaded)  # a training run's checkpoint brings its common part along
+
+
+def without_missing_states(state: dict[str, dict[str, Any]], weights: Path) -> dict[str, dict[str, Any]]:
+    """Leave out what layers keep beside their weights (scales of FP8) where a checkpoint does not have it.
+
+    Layers of Transformer Engine have such a state, mostly empty, in more places than local ones; their
+    weights are stored under the same names.
+    """
+    stored = load_sharded_metadata(str(weights))
+    return {
+        chunk: {
+            name: value
+            for name, value in own.items()
+            if not isinstance(value, ShardedObject) or value.unique_key in stored
+        }
+        for chunk, own in state.items()
+    }
+
+
+def restore_weights(model: torch.nn.Module, state: dict[str, dict[str, Any]]) -> None:
+    """Load what was described by ``sharded_state``; it may lack what layers keep beside their weights.
+
+    Raises:
+        CheckpointError: a weight is missing, or belongs to no layer.
+    """
+    for number, policy in enumerate(policies(model)):
+        difference = policy.load_state_dict(state[str(number)], strict=False)
+        names = [*difference.missing_keys, *difference.unexpected_keys]
+        wrong = [name for name in names if _LAYER_STATE not in name]
+        if wrong:
+            raise CheckpointError(f"the checkpoint and the model disagree about {', '.join(wrong)}")
 
 
 def weights_folder(folder: str | Path) -> Path:

@@ -68,8 +68,9 @@ class Entry:
     """One parameter of one rank.
 
     Attributes:
-        parameter: its name in this rank's model (``model/chunks.py``): layers counted from 0 within the stage
-            or, of an interleaved stage, within the chunk, whose number comes first.
+        parameter: its name in this rank's model of local layers (see ``model/chunks.py`` and
+            :func:`other_names`): layers counted from 0 within the stage or, of an interleaved stage, within the
+            chunk, whose number comes first.
         shape: of the local shard, vocabulary padding included. What no piece covers is padding and stays 0.
         pieces: where its content comes from.
         owner: whether this rank is the one to hand the content out. What all ranks of a stage hold (norms,
@@ -335,6 +336,27 @@ _FFN_TABLE: dict[str, PieceBuilder] = {
     "mlp.linear_fc1.weight": _gate_over_up,
     "mlp.linear_fc2.weight": _columns("mlp.down_proj.weight", lambda arch: arch.ffn_hidden_size),
 }
+
+
+# The same norms where Transformer Engine computes them inside the matrix product after them.
+_INSIDE_A_PRODUCT = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+
+
+def other_names(parameter: str) -> Iterable[str]:
+    """Yield what Megatron-Core's layers of Transformer Engine call a parameter of the local layers.
+
+    The shapes are the same. Experts that are computed in one grouped product are numbered behind the name.
+    """
+    for local, inside in _INSIDE_A_PRODUCT.items():
+        if parameter.endswith(f".{local}"):
+            yield parameter.removesuffix(local) + inside
+    layer, one_of_many, rest = parameter.partition("experts.local_experts.")
+    if one_of_many:
+        number, matrix, _ = rest.split(".")
+        yield f"{layer}experts.{matrix}.weight{number}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
+from megatron_srpo.model.precision import LOCAL, Layers, token_alignment
 from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.heads import HeadForm
@@ -46,10 +47,18 @@ class Layout:
     first: int | None = None
     last: int | None = None
     balance: bool = True
+    layers: Layers = LOCAL
+    fp8_passes: str = "policy"
 
     def initialize(self) -> ProcessGroups:
-        stages = PipelineStages(self.pp, self.virtual, self.first, self.last)
-        return initialize_parallel(self.tp, stages, cp=self.cp, expert=self.ep, sequence=self.sequence)
+        return initialize_parallel(
+            self.tp,
+            PipelineStages(self.pp, self.virtual, self.first, self.last),
+            cp=self.cp,
+            expert=self.ep,
+            sequence=self.sequence,
+            alignment=token_alignment(self.layers.fp8),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,8 @@ def make_trainer(
     teacher = teacher or TeacherConfig()
     arch = Qwen3Architecture.from_hf_folder(folder)
 
-    def load() -> torch.nn.Module:
-        model = build_policy(arch, groups, dtype, VOCAB_MULTIPLE, layout.recompute)
+    def load(layers: Layers) -> torch.nn.Module:
+        model = build_policy(arch, groups, dtype, VOCAB_MULTIPLE, layout.recompute, layers)
         load_hf(model, arch, folder, groups)
         return model
 
@@ -116,12 +125,14 @@ def make_trainer(
     # gradient that is nearly 0 decides the sign of a whole step. 1e-6 is far below the gradients' 1e-3.
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3, warmup_steps=0, epsilon=1e-6)
     optimizer = replace(optimizer, distributed=layout.distributed, overlap=layout.overlap)
-    policy = wrap_policy(load(), optimizer)
+    policy = wrap_policy(load(layout.layers), optimizer)
+    still = layout.layers.untrained(fp8=layout.fp8_passes == "all")
+    copy = None if teacher.mode == "live" else load(still).eval()
     return Trainer(
         policy=policy,
         optimizer=PolicyOptimizer(optimizer, policy, total_steps=10),
-        teacher=Teacher(teacher, policy, None if teacher.mode == "live" else load().eval()),
-        reference=load().eval() if algorithm.policy.kl_coefficient > 0 else None,
+        teacher=Teacher(teacher, policy, copy, bf16=layout.fp8_passes != "all"),
+        reference=load(still).eval() if algorithm.policy.kl_coefficient > 0 else None,
         groups=groups,
         form=HeadForm(
             VocabShard(groups.tp, arch.vocab_size, arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)),
@@ -130,6 +141,7 @@ def make_trainer(
         ),
         config=algorithm,
         capacity=capacity,
+        bf16_scores=layout.fp8_passes == "training",
     )
 
 

@@ -155,7 +155,7 @@ def _megatron_config(config: OptimizerConfig, model: TransformerConfig) -> Megat
         bf16=model.bf16,
         params_dtype=model.params_dtype,
         use_distributed_optimizer=config.distributed,
-        fp8_recipe=model.config.fp8_recipe if model.config.fp8 else None,
+        fp8_recipe=model.fp8_recipe if model.fp8 else None,
     )
 
 

@@ -69,7 +69,7 @@ class Entry:
 
     Attributes:
         parameter: its name in this rank's model of local layers (see ``model/chunks.py`` and
-            :func:`other_names`): layers counted from 0 within the stage or, of an interleaved stage, within the
+            :func:`other_names`): layers counted from 0 within the stage or, of an interleaved one, within its
             chunk, whose number comes first.
         shape: of the local shard, vocabulary padding included. What no piece covers is padding and stays 0.
         pieces: where its content comes from.

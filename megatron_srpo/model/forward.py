@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from megatron_srpo.model.chunks import chunks_of
+from megatron_srpo.model.chunks import chunks_of, policies
 from megatron_srpo.model.head import head_weight
 from megatron_srpo.model.megatron_core import get_forward_backward_func, tensor_parallel
 from megatron_srpo.model.packing import PackedTokens
@@ -61,7 +61,7 @@ def last_hidden_states(
         output = stage(
             packed.tokens_1T, packed.position_ids_1T, None, packed_seq_params=packed.packed_seq_params
         )
-        if stage.post_process:
+        if policies(stage)[0].post_process:
             found.append(output[0])
         return output, _no_loss
 

@@ -1,7 +1,7 @@
 """A Qwen3 policy as this rank's stage and shard of a Megatron-Core ``GPTModel``."""
 
 import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,23 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.model.spec import transformer_block_spec
 
 
+class LayoutSizes(Protocol):
+    """What Megatron-Core's config needs to know of a layout; process groups have it, and need not exist."""
+
+    @property
+    def tp_size(self) -> int: ...
+    @property
+    def pp_size(self) -> int: ...
+    @property
+    def cp_size(self) -> int: ...
+    @property
+    def ep_size(self) -> int: ...
+    @property
+    def sequence(self) -> bool: ...
+
+
 def transformer_config(
-    arch: Qwen3Architecture, groups: ProcessGroups, dtype: torch.dtype, recompute: str = "none"
+    arch: Qwen3Architecture, groups: LayoutSizes, dtype: torch.dtype, recompute: str = "none"
 ) -> TransformerConfig:
     """Return Megatron-Core's config for this architecture and layout.
 
@@ -76,7 +91,7 @@ def transformer_config(
         )
 
 
-def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups) -> dict[str, Any]:
+def _expert_options(arch: Qwen3Architecture, groups: LayoutSizes) -> dict[str, Any]:
     """Return Megatron-Core's options of experts; no token is ever dropped, whatever the load."""
     # Megatron-Core checks the dispatcher for dense models too: this one goes with lengths that vary.
     dispatcher = {"moe_token_dispatcher_type": "alltoall"}
@@ -105,6 +120,17 @@ def _expert_layers(arch: Qwen3Architecture) -> list[int]:
     return [int(arch.has_experts(layer)) for layer in range(arch.num_layers)]
 
 
+def model_arguments(arch: Qwen3Architecture, tp: int, vocab_multiple: int) -> dict[str, Any]:
+    """Return what of the architecture Megatron-Core's model is told beside its config."""
+    return {
+        "vocab_size": arch.padded_vocab_size(tp, vocab_multiple),
+        "max_sequence_length": arch.max_position_embeddings,
+        "share_embeddings_and_output_weights": arch.tied_embeddings,
+        "position_embedding_type": "rope",
+        "rotary_base": arch.rope_theta,
+    }
+
+
 def build_policy(
     arch: Qwen3Architecture,
     groups: ProcessGroups,
@@ -124,14 +150,10 @@ def build_policy(
     model = GPTModel(
         config=config,
         transformer_layer_spec=transformer_block_spec(config),
-        vocab_size=arch.padded_vocab_size(groups.tp_size, vocab_multiple),
-        max_sequence_length=arch.max_position_embeddings,
         pre_process=groups.is_first_stage,
         post_process=groups.is_last_stage,
         parallel_output=True,
-        share_embeddings_and_output_weights=arch.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=arch.rope_theta,
+        **model_arguments(arch, groups.tp_size, vocab_multiple),
     )
     if groups.is_last_stage:
         model.output_layer = PolicyHead.replacing(model.output_layer)

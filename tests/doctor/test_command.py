@@ -77,14 +77,52 @@ def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tu
     )
     checks = all_checks.run_checks(str(config))
     assert quick == [(4, f"{tmp_path}/out")]
-    assert [(check.name, check.status) for check in checks[1:]] == [("config", "ok"), ("model", "fail")]
-    assert f"{tmp_path}/absent" in checks[-1].detail
+    assert [(check.name, check.status) for check in checks[1:]] == [
+        ("config", "ok"),
+        ("model", "fail"),
+        ("objective", "ok"),
+        ("training", "ok"),
+        ("rollouts", "ok"),
+    ]
+    assert f"{tmp_path}/absent" in checks[2].detail
+
+
+def test_a_run_is_compared_with_its_model_and_described(quick: list[tuple[int, str]]) -> None:
+    root = Path(__file__).parents[2]
+    config = root / "examples" / "quickstart.yaml"
+    checks = all_checks.run_checks(str(config), str(root / "examples" / "models" / "qwen3-tiny"))
+    assert all(check.status == "ok" for check in checks)
+    found = {check.name: check.detail for check in checks}
+    assert list(found)[-5:] == ["layout", "Megatron config", "objective", "training", "rollouts"]
+    assert found["layout"] == "tensor 2 x pipeline 1 x context 1, sequence parallel: a multiple of 2 ranks"
+    assert "hidden_size 128" in found["Megatron config"]
+    assert found["objective"] == "srpo, teacher ema, distillation over topk logits"
+    assert found["training"].startswith("float32; Adam: ") and "loss kernels: " in found["training"]
+    assert found["rollouts"] == "local engine (transformers, in process), float32"
+
+
+def test_a_layout_that_cannot_split_the_model(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
+    model = Path(__file__).parents[2] / "examples" / "models" / "qwen3-tiny"
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {{path: {model}}}\nparallel: {{tensor: 3}}\ntraining: {{micro_batch_tokens: 65536}}\n"
+        "rollout: {engine: sglang, sglang: {servers: 2, tensor_parallel: 4, dtype: bfloat16}}\n"
+        "algorithm: {name: grpo}\n"
+    )
+    found = {check.name: check for check in all_checks.run_checks(str(config))}
+    assert found["layout"].status == "fail" and "parallel" in found["layout"].remedy
+    assert "tensor parallel size 3 does not divide the model's 8 attention heads" in found["layout"].detail
+    assert "Megatron config" not in found
+    assert found["objective"].detail == "grpo, no teacher"
+    assert found["rollouts"].detail.startswith(
+        "SGLang, 2 servers started here, tensor parallel 4, dtype bfloat16"
+    )
 
 
 def test_a_folder_given_directly_wins(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("model: {path: from-config}\ntraining: {micro_batch_tokens: 65536}\n")
-    assert "from-option" in all_checks.run_checks(str(config), "from-option")[-1].detail
+    assert any("from-option" in check.detail for check in all_checks.run_checks(str(config), "from-option"))
 
 
 def test_a_config_that_is_refused(tmp_path: Path, quick: list[tuple[int, str]]) -> None:

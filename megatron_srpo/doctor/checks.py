@@ -2,6 +2,7 @@
 
 from megatron_srpo import platform
 from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.model import ModelConfig, ParallelConfig
 from megatron_srpo.config.rollout import RolloutConfig
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.doctor.communication import check_communication
@@ -13,10 +14,13 @@ from megatron_srpo.doctor.machine import (
     check_memory,
     check_threads,
 )
+from megatron_srpo.doctor.megatron_config import check_layout_of_model, check_megatron_config
 from megatron_srpo.doctor.model_folder import check_model_folder
 from megatron_srpo.doctor.packages import check_optional_packages, check_python, check_requirements
+from megatron_srpo.doctor.run_config import check_layers, describe_run
 from megatron_srpo.doctor.types import Check
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.model.architecture import Qwen3Architecture
 
 
 def run_checks(config_path: str | None = None, model_folder: str | None = None) -> list[Check]:
@@ -26,19 +30,34 @@ def run_checks(config_path: str | None = None, model_folder: str | None = None) 
         config_path: YAML of a run: checked, and read for the model folder, the ranks and the output folder.
         model_folder: Hugging Face folder to check instead of the config's.
     """
-    ranks, output = 1, "."
-    rollout: RolloutConfig | None = None
-    checks: list[Check] = []
+    config, checks = None, []
     if config_path is not None:
         config, check = check_config(config_path)
         checks.append(check)
-        if config is not None:
-            rollout = config.rollout
-            ranks = config.parallel.fewest_ranks
-            output, model_folder = config.output_dir, model_folder or config.model.path
-    if model_folder is not None:
-        checks += check_model_folder(model_folder)
-    return [*check_packages(rollout), *check_machine(ranks, output), *checks]
+    if config is None:
+        checks += check_model(model_folder) if model_folder is not None else []
+        return [*check_packages(None), *check_machine(1, "."), *checks]
+    checks += [
+        *check_model(model_folder or config.model.path, config),
+        *describe_run(config, platform.has_cuda()),
+    ]
+    machine = check_machine(config.parallel.fewest_ranks, config.output_dir)
+    return [*check_packages(config.rollout), *machine, *checks]
+
+
+def check_model(folder: str, config: RunConfig | None = None) -> list[Check]:
+    """Look at a model folder, and at what Megatron-Core would make of it in a run's layout."""
+    checks = check_model_folder(folder)
+    if checks[0].status == "fail":
+        return checks
+    layout, model, recompute = ParallelConfig(), ModelConfig(path=folder), "none"
+    if config is not None:
+        layout, model, recompute = config.parallel, config.model, config.training.recompute
+        checks.append(check_layout_of_model(Qwen3Architecture.from_hf_folder(folder), layout))
+        if checks[-1].status == "fail":
+            return checks
+    layers, check = check_layers(model, platform.accelerator())
+    return [*checks, check, check_megatron_config(folder, model, layout, recompute, layers)]
 
 
 def check_packages(rollout: RolloutConfig | None = None) -> list[Check]:

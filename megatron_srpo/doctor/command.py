@@ -5,7 +5,11 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``megatron-srpo doctor``."""
-    parser.add_argument("--config", metavar="YAML", help="also check the model folder that this config names")
+    parser.add_argument(
+        "--config",
+        metavar="YAML",
+        help="also check this run: its model folder, its layout, what Megatron-Core would build and use",
+    )
     parser.add_argument(
         "--model", metavar="FOLDER", help="also check this model folder (Hugging Face format)"
     )

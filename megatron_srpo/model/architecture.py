@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_srpo.config.model import ParallelConfig
 from megatron_srpo.errors import ConfigError, ModelError
 from megatron_srpo.model.stages import PipelineStages
 
@@ -171,6 +172,25 @@ def check_layout(arch: Qwen3Architecture, tp: int, stages: PipelineStages, exper
             )
     stages.check(arch.num_layers)
     _check_expert_layout(arch, tp, expert)
+
+
+def check_expert_tokens(arch: Qwen3Architecture, parallel: ParallelConfig) -> None:
+    """Refuse to train experts that all tensor-parallel ranks hold.
+
+    Experts are not cut, so tensor-parallel ranks must share the tokens, and each have experts of its own: of
+    experts that they all hold, Megatron-Core would not add up the gradients of their different tokens.
+
+    Raises:
+        ConfigError: names the sizes and what to change.
+    """
+    if arch.experts is None or parallel.tensor == 1:
+        return
+    if not parallel.sequence or parallel.expert % parallel.tensor:
+        raise ConfigError(
+            f"parallel.tensor = {parallel.tensor}: a mixture of experts is trained with 1, or with "
+            f"parallel.sequence = true (it is {parallel.sequence}) and parallel.expert a multiple of it (it "
+            f"is {parallel.expert}); change one of them"
+        )
 
 
 def _check_expert_layout(arch: Qwen3Architecture, tp: int, expert: int) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,26 @@ from megatron_srpo.model.spec import transformer_block_spec
 from megatron_srpo.model.stages import PipelineStages
 
 
+class LayoutSizes(Protocol):
+    """What Megatron-Core's config needs to know of a layout; process groups have it, and need not exist."""
+
+    @property
+    def tp_size(self) -> int: ...
+    @property
+    def pp_size(self) -> int: ...
+    @property
+    def cp_size(self) -> int: ...
+    @property
+    def ep_size(self) -> int: ...
+    @property
+    def sequence(self) -> bool: ...
+    @property
+    def stages(self) -> PipelineStages: ...
+
+
 def transformer_config(
     arch: Qwen3Architecture,
-    groups: ProcessGroups,
+    groups: LayoutSizes,
     dtype: torch.dtype,
     recompute: str = "none",
     layers: Layers = LOCAL,
@@ -134,7 +151,7 @@ def kernel_options(layers: Layers) -> dict[str, Any]:
     }
 
 
-def _expert_options(arch: Qwen3Architecture, groups: ProcessGroups, layers: Layers) -> dict[str, Any]:
+def _expert_options(arch: Qwen3Architecture, groups: LayoutSizes, layers: Layers) -> dict[str, Any]:
     """Return Megatron-Core's options of experts; no token is ever dropped, whatever the load."""
     # Megatron-Core checks the dispatcher for dense models too: this one goes with lengths that vary.
     dispatcher = {"moe_token_dispatcher_type": "alltoall"}
@@ -164,6 +181,17 @@ def _expert_layers(arch: Qwen3Architecture) -> list[int]:
     return [int(arch.has_experts(layer)) for layer in range(arch.num_layers)]
 
 
+def model_arguments(arch: Qwen3Architecture, tp: int, vocab_multiple: int) -> dict[str, Any]:
+    """Return what of the architecture Megatron-Core's model is told beside its config."""
+    return {
+        "vocab_size": arch.padded_vocab_size(tp, vocab_multiple),
+        "max_sequence_length": arch.max_position_embeddings,
+        "share_embeddings_and_output_weights": arch.tied_embeddings,
+        "position_embedding_type": "rope",
+        "rotary_base": arch.rope_theta,
+    }
+
+
 def build_policy(
     arch: Qwen3Architecture,
     groups: ProcessGroups,
@@ -182,34 +210,25 @@ def build_policy(
     """
     check_layout(arch, groups.tp_size, groups.stages, groups.ep_size)
     config = transformer_config(arch, groups, dtype, recompute, layers)
-    vocab_size = arch.padded_vocab_size(groups.tp_size, vocab_multiple)
+    arguments = model_arguments(arch, groups.tp_size, vocab_multiple)
     return join_chunks(
-        _build_chunk(arch, groups, config, layers, vocab_size, chunk) for chunk in range(groups.stages.chunks)
+        _build_chunk(groups, config, layers, arguments, chunk) for chunk in range(groups.stages.chunks)
     )
 
 
 def _build_chunk(
-    arch: Qwen3Architecture,
-    groups: ProcessGroups,
-    config: TransformerConfig,
-    layers: Layers,
-    vocab_size: int,
-    chunk: int,
+    groups: ProcessGroups, config: TransformerConfig, layers: Layers, arguments: dict[str, Any], chunk: int
 ) -> GPTModel:
     number = chunk if groups.stages.interleaved else None
     has_head = groups.is_last_stage and chunk == groups.stages.chunks - 1
     model = GPTModel(
         config=config,
         transformer_layer_spec=transformer_block_spec(config, layers, number),
-        vocab_size=vocab_size,
-        max_sequence_length=arch.max_position_embeddings,
         pre_process=groups.is_first_stage and chunk == 0,
         post_process=has_head,
         parallel_output=True,
-        share_embeddings_and_output_weights=arch.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=arch.rope_theta,
         vp_stage=number,
+        **arguments,
     )
     if has_head:
         model.output_layer = PolicyHead.replacing(model.output_layer)

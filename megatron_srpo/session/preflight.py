@@ -6,11 +6,10 @@ Needs neither torch nor a process group, so that the command line checks it befo
 from pathlib import Path
 
 from megatron_srpo.config.loader import read_yaml, to_tree
-from megatron_srpo.config.model import ParallelConfig
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.errors import CheckpointError, ConfigError
-from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+from megatron_srpo.model.architecture import Qwen3Architecture, check_expert_tokens, check_layout
 from megatron_srpo.model.precision import check_fp8_sizes
 from megatron_srpo.model.stages import PipelineStages
 
@@ -30,10 +29,9 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
     parallel = config.parallel
     replica = parallel.replica
     check_layout(arch, parallel.tensor, PipelineStages.of(parallel), parallel.expert)
+    check_expert_tokens(arch, parallel)
     if config.model.fp8 != "off":
         check_fp8_sizes(arch, config.model.fp8, parallel.tensor)
-    if arch.experts is not None and parallel.tensor > 1:
-        _check_split_tokens(parallel)
     balance = config.training.expert_balance
     if arch.experts is None and balance:
         raise ConfigError(f"training.expert_balance = {balance:g}, but the model has no experts; use 0")
@@ -55,17 +53,6 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
     mini_batch_prompts(config.training, config.rollout.prompts_per_step, world_size // replica)
     _check_lengths(config, arch)
     return arch
-
-
-def _check_split_tokens(parallel: ParallelConfig) -> None:
-    """Experts are not cut, so tensor-parallel ranks must share the tokens, and each have experts of its own:
-    of experts that they all hold, Megatron-Core would not add up the gradients of their different tokens."""
-    if not parallel.sequence or parallel.expert % parallel.tensor:
-        raise ConfigError(
-            f"parallel.tensor = {parallel.tensor}: a mixture of experts is trained with 1, or with "
-            f"parallel.sequence = true (it is {parallel.sequence}) and parallel.expert a multiple of it (it "
-            f"is {parallel.expert}); change one of them"
-        )
 
 
 def _check_lengths(config: RunConfig, arch: Qwen3Architecture) -> None:

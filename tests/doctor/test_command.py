@@ -4,10 +4,12 @@ import argparse
 import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from rich.console import Console
 
+from megatron_srpo import platform
 from megatron_srpo.doctor import checks as all_checks
 from megatron_srpo.doctor import command, report
 from megatron_srpo.doctor.types import Check
@@ -77,14 +79,68 @@ def test_the_config_names_folder_ranks_and_output(tmp_path: Path, quick: list[tu
     )
     checks = all_checks.run_checks(str(config))
     assert quick == [(4, f"{tmp_path}/out")]
-    assert [(check.name, check.status) for check in checks[1:]] == [("config", "ok"), ("model", "fail")]
-    assert f"{tmp_path}/absent" in checks[-1].detail
+    assert [(check.name, check.status) for check in checks[1:]] == [
+        ("config", "ok"),
+        ("model", "fail"),
+        ("objective", "ok"),
+        ("training", "ok"),
+        ("rollouts", "ok"),
+    ]
+    assert f"{tmp_path}/absent" in checks[2].detail
+
+
+def test_a_run_is_compared_with_its_model_and_described(quick: list[tuple[int, str]]) -> None:
+    root = Path(__file__).parents[2]
+    config = root / "examples" / "quickstart.yaml"
+    checks = all_checks.run_checks(str(config), str(root / "examples" / "models" / "qwen3-tiny"))
+    assert all(check.status == "ok" for check in checks)
+    found = {check.name: check.detail for check in checks}
+    assert list(found)[-6:-3] == ["layout", "layers", "Megatron config"]
+    assert list(found)[-3:] == ["objective", "training", "rollouts"]
+    assert found["layout"] == "tensor 2 x pipeline 1 x context 1, sequence parallel: a multiple of 2 ranks"
+    assert "hidden_size 128" in found["Megatron config"]
+    assert found["layers"] == "Megatron-Core's own" or platform.has_cuda()
+    assert found["objective"] == "srpo, teacher ema, distillation over topk logits"
+    assert found["training"].startswith("float32; Adam: ") and "loss kernels: " in found["training"]
+    assert found["rollouts"] == "local engine (transformers, in process), float32"
+
+
+def test_a_run_whose_layers_cannot_run_here(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
+    model = Path(__file__).parents[2] / "examples" / "models" / "qwen3-tiny"
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {{path: {model}, dtype: bfloat16, fp8: mxfp8}}\ntraining: {{micro_batch_tokens: 65536}}\n"
+        "parallel: {pipeline: 2, first_stage_layers: 3}\n"
+    )
+    device = platform.Accelerator(capability=(9, 0), cuda=(12, 9), transformer_engine="2.20.0")
+    with mock.patch.object(platform, "accelerator", return_value=device):
+        found = {check.name: check for check in all_checks.run_checks(str(config))}
+    assert found["layout"].detail.startswith("tensor 1 x pipeline 2 (stages of 1 and 3 layers) x context 1")
+    assert found["layers"].status == "fail" and "compute capability 9.0, mxfp8" in found["layers"].detail
+
+
+def test_a_layout_that_cannot_split_the_model(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
+    model = Path(__file__).parents[2] / "examples" / "models" / "qwen3-tiny"
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {{path: {model}}}\nparallel: {{tensor: 3}}\ntraining: {{micro_batch_tokens: 65536}}\n"
+        "rollout: {engine: sglang, sglang: {servers: 2, tensor_parallel: 4, dtype: bfloat16}}\n"
+        "algorithm: {name: grpo}\n"
+    )
+    found = {check.name: check for check in all_checks.run_checks(str(config))}
+    assert found["layout"].status == "fail" and "parallel" in found["layout"].remedy
+    assert "tensor parallel size 3 does not divide the model's 8 attention heads" in found["layout"].detail
+    assert "Megatron config" not in found
+    assert found["objective"].detail == "grpo, no teacher"
+    assert found["rollouts"].detail.startswith(
+        "SGLang, 2 servers started here, tensor parallel 4, dtype bfloat16"
+    )
 
 
 def test_a_folder_given_directly_wins(tmp_path: Path, quick: list[tuple[int, str]]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("model: {path: from-config}\ntraining: {micro_batch_tokens: 65536}\n")
-    assert "from-option" in all_checks.run_checks(str(config), "from-option")[-1].detail
+    assert any("from-option" in check.detail for check in all_checks.run_checks(str(config), "from-option"))
 
 
 def test_a_config_that_is_refused(tmp_path: Path, quick: list[tuple[int, str]]) -> None:

@@ -13,21 +13,23 @@ def train(run: Run) -> None:
 
 
 def train_step(run: Run) -> None:
-    """Sample, score, route, teach, update, publish."""
+    """Sample, reward, route, deal out, score, teach, update, publish."""
     with run.phase("generate"):
         rollouts = run.generate()
     with run.phase("reward"):
         batch = run.reward(rollouts)
         assignment = run.assign(batch)
+        work = run.deal(batch, assignment)
     with run.phase("score"):
-        old = run.trainer.score(batch.sequences)
-        reference = run.trainer.score_reference(batch.sequences)
+        scores = run.trainer.score(work.to_score)
+        reference = run.trainer.score_reference(work.to_train)
     with run.phase("teacher"):
-        lessons = run.teach(batch, assignment)
+        taught = run.trainer.teach(work.to_teach)
+        old, evidence = work.bring_home(scores, taught)
     with run.phase("update"):
-        streams = run.streams(batch, assignment, old, lessons)
-        results = run.update(batch, streams, old, reference, lessons)
+        streams = run.streams(batch, assignment, old, evidence)
+        results = run.update(work.samples(streams, old, reference, taught), taught)
         run.trainer.teacher.update()
     with run.phase("sync"):
         run.publish_weights()
-    run.record(batch, assignment, old, lessons, streams, results)
+    run.record(batch, assignment, old, evidence, streams, results, work)

@@ -102,13 +102,15 @@ def check_before_start(options: argparse.Namespace) -> None:
     """Find what is wrong before any rank is started and Megatron-Core is imported."""
     from megatron_srpo.errors import CheckpointError
     from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+    from megatron_srpo.model.stages import PipelineStages
     from megatron_srpo.weights.hf_files import open_hf
 
     importing = options.command == "import"
     arch = Qwen3Architecture.from_hf_folder(
         options.source if importing else options.hf_files or options.source
     )
-    check_layout(arch, options.tensor_parallel, options.pipeline_parallel, options.expert_parallel)
+    stages = PipelineStages(options.pipeline_parallel)
+    check_layout(arch, options.tensor_parallel, stages, options.expert_parallel)
     if options.target.exists():
         raise CheckpointError(f"{options.target} exists; remove it or choose another folder")
     if importing:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_srpo.errors import UserError
 from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.engine_layout import check_engine_layout
 from megatron_srpo.weights.plan import (
     Plan,
@@ -100,9 +101,10 @@ def describe(options: argparse.Namespace) -> list[str]:
     tp, pp, engine_tp = options.tensor_parallel, options.pipeline_parallel, options.engine_tensor_parallel
     ep = options.expert_parallel
     experts = f" x EP {ep}" if ep > 1 else ""
-    check_layout(arch, tp, pp, ep)
+    stages = PipelineStages(pp)
+    check_layout(arch, tp, stages, ep)
     check_engine_layout(arch, engine_tp)
-    training = Training(tp, pp, arch.padded_vocab_size(tp) // tp, ep)
+    training = Training(tp, stages, arch.padded_vocab_size(tp) // tp, ep)
     size = ELEMENT_SIZES[options.dtype]
     plan = make_plan(options.transport, arch, training, engine_tp, options.bucket_mib * 2**20 // size)
     lines = [

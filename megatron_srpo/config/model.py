@@ -97,7 +97,23 @@ class ParallelConfig(Config):
         minimum=1,
     )
     pipeline: int = option(
-        1, "Pipeline-parallel size: the layers are split into this many equal stages.", minimum=1
+        1, "Pipeline-parallel size: the layers are split into this many stages.", minimum=1
+    )
+    virtual: int = option(
+        1,
+        "Virtual pipeline: every stage is cut into this many chunks, and the model runs through all stages "
+        "once per chunk (interleaved schedule). Shortens the pipeline's idle time, costs communication.",
+        minimum=1,
+    )
+    first_stage_layers: int | None = option(
+        None,
+        "Layers of the first pipeline stage, which also holds the embedding; null: as many as the others.",
+        minimum=1,
+    )
+    last_stage_layers: int | None = option(
+        None,
+        "Layers of the last pipeline stage, which also computes the loss; null: as many as the others.",
+        minimum=1,
     )
     context: int = option(
         1, "Context-parallel size: every sequence is split over this many ranks, for long ones.", minimum=1

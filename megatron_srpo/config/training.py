@@ -49,6 +49,11 @@ class TrainingConfig(Config):
         "every layer.",
         choices=("none", "selective", "full"),
     )
+    balance: bool = option(
+        True,
+        "Deal every optimizer step's rollouts out to data-parallel replicas so that all have the same work; "
+        "otherwise each computes those that it sampled.",
+    )
     expert_balance: float = option(
         0.0,
         "Weight of the loss that spreads tokens evenly over experts (Switch Transformer, equation 4) within "

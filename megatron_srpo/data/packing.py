@@ -85,32 +85,35 @@ def _spread(
     return bins
 
 
-def balance(lengths: Sequence[int], bins: int, linear_tokens: float = LINEAR_TOKENS) -> list[list[int]]:
-    """Distribute sequences over ``bins`` ranks or micro-batches of nearly equal cost (longest first).
+def balance(costs: Sequence[float], loads: Sequence[float]) -> list[list[int]]:
+    """Distribute pieces of work over bins so that all carry nearly the same (dearest first).
 
-    Every index occurs exactly once; no bin stays empty while there are at least ``bins`` sequences; the most
-    expensive bin costs at most 4/3 - 1/(3 bins) of the optimum (Graham 1969). Equal input gives equal output.
+    Every index occurs exactly once. A bin to which something was dealt carries at most the mean load plus the
+    last, cheapest piece that it got; of bins that start empty, the fullest at most 4/3 - 1/(3 bins) of the
+    optimum, and none stays empty while there are enough pieces (Graham 1969). Equal input gives equal output.
 
     Args:
-        lengths: tokens of each sequence.
-        bins: number of ranks or micro-batches.
-        linear_tokens: see :data:`LINEAR_TOKENS`.
+        costs: of each piece; positive.
+        loads: what each bin carries beforehand.
 
     Returns:
-        Indices into ``lengths`` for each bin, ascending inside.
+        Indices into ``costs`` for each bin, ascending inside.
 
     Raises:
-        DataError: a length is not positive or there is no bin.
+        DataError: a cost is not positive, or there is no bin.
     """
-    _check_lengths(lengths)
-    if bins < 1:
-        raise DataError(f"sequences cannot be distributed over {bins} bins")
-    heap = [(0.0, 0, number) for number in range(bins)]
-    result: list[list[int]] = [[] for _ in range(bins)]
-    for index in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
+    if not loads:
+        raise DataError("work cannot be distributed over 0 bins")
+    for index, cost in enumerate(costs):
+        if not cost > 0:
+            raise DataError(f"piece {index} of the work costs {cost}; only positive costs can be balanced")
+    heap = [(load, 0, number) for number, load in enumerate(loads)]
+    heapq.heapify(heap)
+    result: list[list[int]] = [[] for _ in loads]
+    for index in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
         load, count, number = heapq.heappop(heap)
         insort(result[number], index)
-        heapq.heappush(heap, (load + sequence_cost(lengths[index], linear_tokens), count + 1, number))
+        heapq.heappush(heap, (load + costs[index], count + 1, number))
     return result
 
 

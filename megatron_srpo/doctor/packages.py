@@ -123,7 +123,7 @@ def check_adam(cuda: bool) -> Check:
 
 
 def has_transformer_engine() -> bool:
-    """Say whether Transformer Engine's part for PyTorch is there: from the package index, or built here."""
+    """Say whether Transformer Engine's part for PyTorch is there, packaged or built from source."""
     packaged = installed_version("transformer-engine-torch") is not None
     return packaged or platform.transformer_engine_version() is not None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_srpo.errors import ConfigError, ModelError
+from megatron_srpo.model.stages import PipelineStages
 
 DEFAULT_VOCAB_MULTIPLE = 128
 
@@ -150,11 +151,11 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def check_layout(arch: Qwen3Architecture, tp: int, pp: int, expert: int = 1) -> None:
+def check_layout(arch: Qwen3Architecture, tp: int, stages: PipelineStages, expert: int = 1) -> None:
     """Refuse a layout that cannot split this model. The vocabulary is padded, so it never forbids one.
 
     Args:
-        tp, pp, expert: tensor, pipeline and expert parallel sizes.
+        tp, expert: tensor and expert parallel sizes.
 
     Raises:
         ConfigError: names the size, the layout and the sizes that would work.
@@ -168,11 +169,7 @@ def check_layout(arch: Qwen3Architecture, tp: int, pp: int, expert: int = 1) -> 
                 f"tensor parallel size {tp} does not divide the model's {size} {what}; "
                 f"possible sizes: {_common_divisors(*split_by_tp.values())}"
             )
-    if arch.num_layers % pp:
-        raise ConfigError(
-            f"pipeline parallel size {pp} does not divide the model's {arch.num_layers} layers; "
-            f"possible sizes: {_common_divisors(arch.num_layers)}"
-        )
+    stages.check(arch.num_layers)
     _check_expert_layout(arch, tp, expert)
 
 

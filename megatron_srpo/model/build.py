@@ -9,11 +9,13 @@ import torch.nn.functional as F
 
 from megatron_srpo import platform
 from megatron_srpo.model.architecture import DEFAULT_VOCAB_MULTIPLE, Qwen3Architecture, check_layout
+from megatron_srpo.model.chunks import join_chunks
 from megatron_srpo.model.head import PolicyHead
 from megatron_srpo.model.megatron_core import GPTModel, TransformerConfig
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.model.precision import LOCAL, Layers
 from megatron_srpo.model.spec import transformer_block_spec
+from megatron_srpo.model.stages import PipelineStages
 
 
 def transformer_config(
@@ -50,6 +52,7 @@ def transformer_config(
             attention_dropout=0.0,
             tensor_model_parallel_size=groups.tp_size,
             pipeline_model_parallel_size=groups.pp_size,
+            **stage_options(groups.stages),
             context_parallel_size=groups.cp_size,
             sequence_parallel=groups.sequence,
             params_dtype=dtype,
@@ -79,6 +82,26 @@ def transformer_config(
             **kernel_options(layers),
             **_expert_options(arch, groups, layers),
         )
+
+
+def stage_options(stages: PipelineStages) -> dict[str, Any]:
+    """Return Megatron-Core's options of uneven and of interleaved stages."""
+    # Of two stages, one size says it all; with both, Megatron-Core divides by the number of the others.
+    implied = stages.size == 2 and stages.first is not None
+    ends = {
+        "num_layers_in_first_pipeline_stage": stages.first,
+        "num_layers_in_last_pipeline_stage": None if implied else stages.last,
+    }
+    if not stages.interleaved:
+        return ends
+    return {
+        **ends,
+        "virtual_pipeline_model_parallel_size": stages.chunks,
+        # Stages tell each other the lengths of rows (variable_seq_lengths). With two stages, both of them
+        # each other's neighbour on either side, the batched form would mix up the lengths of both directions.
+        "overlap_p2p_comm": True,
+        "batch_p2p_comm": False,
+    }
 
 
 def kernel_options(layers: Layers) -> dict[str, Any]:
@@ -148,29 +171,47 @@ def build_policy(
     vocab_multiple: int = DEFAULT_VOCAB_MULTIPLE,
     recompute: str = "none",
     layers: Layers = LOCAL,
-) -> GPTModel:
+) -> torch.nn.Module:
     """Build this rank's part of the model, with zero matrices: fill it with ``weights.load``.
 
-    Its forward returns hidden states: [1, T, H] on the last stage, Megatron-Core's [T, 1, H] before it.
+    Its forward returns hidden states: [1, T, H] on the last stage, Megatron-Core's [T, 1, H] before it. Of an
+    interleaved stage, the chunks are joined (see ``chunks.py``).
 
     Raises:
         ConfigError: the layout cannot split this model.
     """
-    check_layout(arch, groups.tp_size, groups.pp_size, groups.ep_size)
+    check_layout(arch, groups.tp_size, groups.stages, groups.ep_size)
     config = transformer_config(arch, groups, dtype, recompute, layers)
+    vocab_size = arch.padded_vocab_size(groups.tp_size, vocab_multiple)
+    return join_chunks(
+        _build_chunk(arch, groups, config, layers, vocab_size, chunk) for chunk in range(groups.stages.chunks)
+    )
+
+
+def _build_chunk(
+    arch: Qwen3Architecture,
+    groups: ProcessGroups,
+    config: TransformerConfig,
+    layers: Layers,
+    vocab_size: int,
+    chunk: int,
+) -> GPTModel:
+    number = chunk if groups.stages.interleaved else None
+    has_head = groups.is_last_stage and chunk == groups.stages.chunks - 1
     model = GPTModel(
         config=config,
-        transformer_layer_spec=transformer_block_spec(config, layers),
-        vocab_size=arch.padded_vocab_size(groups.tp_size, vocab_multiple),
+        transformer_layer_spec=transformer_block_spec(config, layers, number),
+        vocab_size=vocab_size,
         max_sequence_length=arch.max_position_embeddings,
-        pre_process=groups.is_first_stage,
-        post_process=groups.is_last_stage,
+        pre_process=groups.is_first_stage and chunk == 0,
+        post_process=has_head,
         parallel_output=True,
         share_embeddings_and_output_weights=arch.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=arch.rope_theta,
+        vp_stage=number,
     )
-    if groups.is_last_stage:
+    if has_head:
         model.output_layer = PolicyHead.replacing(model.output_layer)
     return _on_device(model)
 

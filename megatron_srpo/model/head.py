@@ -6,11 +6,8 @@ Logits of a whole micro-batch are never formed by the model. The loss takes the 
 
 import torch
 
-from megatron_srpo.model.megatron_core import (
-    ColumnParallelLinear,
-    DistributedDataParallel,
-    GPTModel,
-)
+from megatron_srpo.model.chunks import policies
+from megatron_srpo.model.megatron_core import ColumnParallelLinear
 
 
 class PolicyHead(ColumnParallelLinear):
@@ -45,14 +42,6 @@ class PolicyHead(ColumnParallelLinear):
         return input_, None
 
 
-def unwrap(model: torch.nn.Module) -> GPTModel:
-    """Return the ``GPTModel`` inside Megatron-Core's wrapper."""
-    while isinstance(model, DistributedDataParallel):
-        model = model.module
-    assert isinstance(model, GPTModel)
-    return model
-
-
 def head_weight(model: torch.nn.Module) -> torch.nn.Parameter:
     """Return this rank's vocabulary rows of the head, [padded vocabulary / TP, H]. Last stage only.
 
@@ -60,7 +49,7 @@ def head_weight(model: torch.nn.Module) -> torch.nn.Parameter:
     gradient that reaches it from the loss is collected by Megatron-Core's DDP like any other: its hook sits
     on the parameter, not on the module.
     """
-    policy = unwrap(model)
+    policy = policies(model)[-1]
     assert policy.post_process, "only the last pipeline stage has a head"
     if policy.share_embeddings_and_output_weights:
         return policy.shared_embedding_or_output_weight()

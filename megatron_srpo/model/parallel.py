@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.megatron_core import parallel_state, tensor_parallel
 from megatron_srpo.model.packing import TokenSplit
+from megatron_srpo.model.stages import PipelineStages
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ProcessGroups:
         copy: all ranks that together hold all weights once (stage x pp): a replica or, with context
             parallelism, a part of one; or several replicas where experts are spread over more ranks.
         sequence: sequence parallelism: the tensor-parallel ranks share the tokens between the split layers.
+        stages: how layers are dealt to the ranks of ``pp``.
         alignment: what the number of tokens of a micro-batch on this rank is padded to a multiple of.
     """
 
@@ -40,6 +42,7 @@ class ProcessGroups:
     stage: dist.ProcessGroup
     copy: dist.ProcessGroup
     sequence: bool = False
+    stages: PipelineStages = PipelineStages()
     alignment: int = 1
 
     @property
@@ -79,6 +82,11 @@ class ProcessGroups:
         return self.ep.size()
 
     @property
+    def replicas_share_experts(self) -> bool:
+        """Whether this replica holds a part of its experts only, and meets others in every layer of them."""
+        return self.stage.size() > self.tp_size * self.cp_size
+
+    @property
     def copies(self) -> int:
         """How many copies of the weights are handed out: one of each replica, or one of several replicas."""
         return dist.get_world_size() // (self.copy.size() * self._copies_of_a_replica)
@@ -104,12 +112,12 @@ class ProcessGroups:
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank holds the embedding."""
+        """Whether this rank holds the embedding (in its first chunk, where there are several)."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank holds the head, and so computes the loss."""
+        """Whether this rank holds the head (in its last chunk), and so computes the loss."""
         return self.pp_rank == self.pp_size - 1
 
     @property
@@ -126,7 +134,7 @@ class ProcessGroups:
 
 def initialize_parallel(
     tp: int,
-    pp: int,
+    pp: int | PipelineStages,
     seed: int = 1,
     *,
     cp: int = 1,
@@ -138,6 +146,7 @@ def initialize_parallel(
 
     Args:
         tp, pp, cp: tensor, pipeline and context parallel sizes; the rest of the world becomes data parallel.
+            A number of pipeline stages stands for equal ones in one piece.
         seed: base seed of Megatron-Core's per-rank random states (dropout and recomputation use them).
         expert: expert parallel size; the experts' own matrices are not split further. One of it and ``tp``
             must be a multiple of the other.
@@ -147,7 +156,8 @@ def initialize_parallel(
     Raises:
         ConfigError: the world size is not a multiple of the ranks of a replica, or of a copy of the model.
     """
-    world = dist.get_world_size()
+    stages = pp if isinstance(pp, PipelineStages) else PipelineStages(pp)
+    world, pp = dist.get_world_size(), stages.size
     ranks = max(tp * cp, expert) * pp
     if world % ranks:
         wide = f" x context parallel {cp}" if cp > 1 else ""
@@ -159,6 +169,7 @@ def initialize_parallel(
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=stages.chunks if stages.interleaved else None,
         context_parallel_size=cp,
         expert_model_parallel_size=expert,
         expert_tensor_parallel_size=1,
@@ -181,6 +192,7 @@ def initialize_parallel(
         stage=experts if wider else tensor,
         copy=parallel_state.get_expert_tensor_model_pipeline_parallel_group() if wider else shards,
         sequence=sequence and tp > 1,
+        stages=stages,
         alignment=alignment,
     )
 

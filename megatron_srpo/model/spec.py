@@ -25,12 +25,18 @@ from megatron_srpo.model.precision import LOCAL, Layers
 _NAMES_OF_EXPERT_LAYERS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
-def transformer_block_spec(config: TransformerConfig, layers: Layers = LOCAL) -> TransformerBlockSubmodules:
-    """Return the spec of this rank's layers and of the final norm."""
-    first = get_transformer_layer_offset(config)
+def transformer_block_spec(
+    config: TransformerConfig, layers: Layers = LOCAL, chunk: int | None = None
+) -> TransformerBlockSubmodules:
+    """Return the spec of this rank's layers and of the final norm.
+
+    Args:
+        chunk: of an interleaved stage.
+    """
+    first, count = get_transformer_layer_offset(config, chunk), get_num_layers_to_build(config, chunk)
     layer = _transformer_engine_layer if layers.transformer_engine else _local_layer
     return TransformerBlockSubmodules(
-        layer_specs=[layer(config, first + n) for n in range(get_num_layers_to_build(config))],
+        layer_specs=[layer(config, first + n) for n in range(count)],
         layer_norm=TENorm if layers.transformer_engine else RMSNorm,
     )
 

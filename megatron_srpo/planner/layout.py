@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.planner.shape import ModelShape
 
 RECOMPUTE = ("none", "selective", "full")
@@ -65,17 +66,15 @@ class Layout:
             return 1
         return max(1, self.tensor * self.context * self.data // self.expert)
 
+    @property
+    def stages(self) -> PipelineStages:
+        """The pipeline's stages."""
+        ends = (self.first_stage_layers, self.last_stage_layers)
+        return PipelineStages(self.pipeline, self.virtual_pipeline, *ends)
+
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the number of layers of each pipeline stage (see :func:`obstacle` for what must divide)."""
-        if self.pipeline == 1:
-            return (num_layers,)
-        first, last = self.first_stage_layers, self.last_stage_layers
-        ends = [size for size in (first, last) if size is not None]
-        middle = (num_layers - sum(ends)) // max(1, self.pipeline - len(ends))
-        sizes = [middle] * self.pipeline
-        sizes[0] = middle if first is None else first
-        sizes[-1] = middle if last is None else last
-        return tuple(sizes)
+        return self.stages.layer_counts(num_layers)
 
     def __str__(self) -> str:
         parts = [f"TP{self.tensor}", f"PP{self.pipeline}"]

@@ -119,6 +119,9 @@ def _layout_of(config: RunConfig) -> Layout:
     return Layout(
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
+        virtual_pipeline=parallel.virtual,
+        first_stage_layers=parallel.first_stage_layers,
+        last_stage_layers=parallel.last_stage_layers,
         context=parallel.context,
         expert=parallel.expert,
         recompute=config.training.recompute,

@@ -25,6 +25,7 @@ _SUMMARY_KEYS = (
     ("model", ("model.path",)),
     ("TP", ("parallel.tensor",)),
     ("PP", ("parallel.pipeline",)),
+    ("VPP", ("parallel.virtual",)),
     ("EP", ("parallel.expert",)),
     ("learning rate", ("optimizer.learning_rate",)),
     ("prompts per step", ("prompts_per_step", "batch.prompts", "rollout.prompts")),

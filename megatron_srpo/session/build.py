@@ -18,6 +18,7 @@ from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.model.precision import choose_layers, token_alignment
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.session.engine import EngineLink, link_engine
 from megatron_srpo.session.evaluate import Evaluator
@@ -51,7 +52,7 @@ def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
         )
         groups = initialize_parallel(
             layout.tensor,
-            layout.pipeline,
+            PipelineStages.of(layout),
             config.seed,
             cp=layout.context,
             expert=layout.expert,

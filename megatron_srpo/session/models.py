@@ -1,4 +1,4 @@
-"""The models of a run on this rank, and the trainer that holds them."""
+"""The models of a run on this rank, the trainer that holds them, and what shares its work out."""
 
 import torch
 
@@ -6,12 +6,13 @@ from megatron_srpo.config.run import RunConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
-from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.model.precision import Layers
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.heads import HeadForm
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
+from megatron_srpo.training.placement import WorkCosts
+from megatron_srpo.training.shared_work import WorkDealer
 from megatron_srpo.training.teacher import Teacher
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.load import load_hf
@@ -50,6 +51,13 @@ def build_trainer(
     )
 
 
+def build_dealer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> WorkDealer:
+    """Return what shares the passes over a step's rollouts out to the replicas."""
+    penalised = config.algorithm.policy.kl_coefficient > 0
+    costs = WorkCosts.of(arch, config.training.recompute, reference=penalised)
+    return WorkDealer(costs, groups, config.training.balance)
+
+
 def _head_form(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups) -> HeadForm:
     padded = arch.padded_vocab_size(groups.tp_size, config.model.vocab_multiple)
     shard = VocabShard(groups.tp, arch.vocab_size, padded)
@@ -67,7 +75,9 @@ def optimizer_steps(config: RunConfig) -> int:
     return config.training.steps * (prompts // mini_batch_prompts(config.training, prompts, 1))
 
 
-def _initial(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups, layers: Layers) -> GPTModel:
+def _initial(
+    config: RunConfig, arch: Qwen3Architecture, groups: ProcessGroups, layers: Layers
+) -> torch.nn.Module:
     dtype, multiple = DTYPES[config.model.dtype], config.model.vocab_multiple
     model = build_policy(arch, groups, dtype, multiple, config.training.recompute, layers)
     load_hf(model, arch, config.model.path, groups)

@@ -12,6 +12,7 @@ from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.errors import CheckpointError, ConfigError
 from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
 from megatron_srpo.model.precision import check_fp8_sizes
+from megatron_srpo.model.stages import PipelineStages
 
 # Sections and keys that may differ between a run and its continuation: they change what is shown or how
 # long it goes on, not the trajectory up to there.
@@ -28,7 +29,7 @@ def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
     arch = Qwen3Architecture.from_hf_folder(config.model.path)
     parallel = config.parallel
     replica = parallel.replica
-    check_layout(arch, parallel.tensor, parallel.pipeline, parallel.expert)
+    check_layout(arch, parallel.tensor, PipelineStages.of(parallel), parallel.expert)
     if config.model.fp8 != "off":
         check_fp8_sizes(arch, config.model.fp8, parallel.tensor)
     if arch.experts is not None and parallel.tensor > 1:

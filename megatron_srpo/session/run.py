@@ -2,16 +2,21 @@
 
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-from torch import Tensor
 
 from megatron_srpo.algorithms import Algorithm, build_algorithm
-from megatron_srpo.algorithms.types import Assignment, BehaviourLogProbs, TeacherEvidence, TokenStreams
+from megatron_srpo.algorithms.types import (
+    Assignment,
+    BehaviourLogProbs,
+    Route,
+    TeacherEvidence,
+    TokenStreams,
+)
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.data.chat import ChatTokenizer, render_prompt
@@ -25,6 +30,7 @@ from megatron_srpo.rollout.engine import WeightPublisher
 from megatron_srpo.rollout.types import SamplingParams
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
+from megatron_srpo.session.models import build_dealer
 from megatron_srpo.session.recording import Recorder
 from megatron_srpo.session.rollouts import (
     PromptInPlace,
@@ -37,6 +43,7 @@ from megatron_srpo.session.rollouts import (
 from megatron_srpo.session.samples import chosen_samples
 from megatron_srpo.session.sampling import Sampling, Ticket
 from megatron_srpo.session.step_metrics import (
+    balance_metrics,
     check_agreement,
     replica_facts,
     rollout_metrics,
@@ -46,18 +53,10 @@ from megatron_srpo.training.checkpoint import save_checkpoint
 from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas, on_leader
 from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.scoring import TokenScores
-from megatron_srpo.training.teacher import Lesson, TeacherPass
+from megatron_srpo.training.shared_work import ReplicaWork, SharedWork
+from megatron_srpo.training.teacher import TeacherPass
 from megatron_srpo.training.trainer import Trainer, UpdateResult
 from megatron_srpo.weights.export import save_hf
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """The teacher's pass over a batch: by rollout, the position of its lesson and the evidence."""
-
-    taught: TeacherPass
-    position: dict[int, int]
-    evidence: dict[int, TeacherEvidence]
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,7 @@ class Run:
         self.trainer = parts.trainer
         self.recorder = parts.recorder
         self.algorithm: Algorithm = build_algorithm(parts.config.algorithm)
+        self.dealer = build_dealer(parts.config, parts.arch, parts.groups)
         self.step = step
         self.training_seconds = training_seconds
         self.row: dict[str, float] = {"step": step}
@@ -153,50 +153,36 @@ class Run:
         demonstrable_N = self.parts.teacher_prompts.demonstrable(batch.rollouts)
         return self.algorithm.assign(batch.for_algorithm(demonstrable_N))
 
-    def teach(self, batch: ScoredBatch, assignment: Assignment) -> Lessons:
-        """Let the self-teacher re-score the rollouts that need it, and only those."""
-        sequences = self.parts.teacher_prompts.sequences(batch, assignment, self.step)
-        taught, position = self.trainer.teach(sequences)
-        scores = {index: taught.lessons[at].scores for index, at in position.items()}
-        evidence = {
-            index: TeacherEvidence(score.entropy_R, score.log_prob_R) for index, score in scores.items()
-        }
-        return Lessons(taught, position, evidence)
+    def deal(self, batch: ScoredBatch, assignment: Assignment) -> SharedWork:
+        """Deal the passes over the step's rollouts out to the replicas, and send their tokens there."""
+        return self.dealer.deal(
+            ReplicaWork(
+                sequences=batch.sequences,
+                lessons=self.parts.teacher_prompts.sequences(batch, assignment, self.step),
+                trained=((assignment.route_N != Route.DROPPED) | assignment.needs_teacher_N).tolist(),
+                mini_batch=self.mini_batch // self.groups.dp_size * self.config.rollout.samples_per_prompt,
+            )
+        )
 
     def streams(
-        self, batch: ScoredBatch, assignment: Assignment, old: Sequence[TokenScores], lessons: Lessons
+        self,
+        batch: ScoredBatch,
+        assignment: Assignment,
+        old: Sequence[TokenScores],
+        evidence: Mapping[int, TeacherEvidence],
     ) -> list[TokenStreams]:
         """Turn all of it into the per-token inputs of the loss."""
         behaviour = [
             BehaviourLogProbs(score.log_prob_R, rollout.log_prob_R)
             for score, rollout in zip(old, batch.rollouts, strict=True)
         ]
-        return self.algorithm.streams(assignment, behaviour, lessons.evidence)
+        return self.algorithm.streams(assignment, behaviour, evidence)
 
     def update(
-        self,
-        batch: ScoredBatch,
-        streams: Sequence[TokenStreams],
-        old: Sequence[TokenScores],
-        reference: Sequence[TokenScores | None],
-        lessons: Lessons,
+        self, mini_batches: Sequence[Sequence[TrainingSample]], taught: TeacherPass
     ) -> list[UpdateResult | None]:
         """Make the step's optimizer steps, one per mini-batch."""
-        samples = [
-            TrainingSample(
-                sequence=sequence,
-                streams=streams[index],
-                old_R=old[index].log_prob_R,
-                reference_R=_log_prob(reference[index]),
-                lesson=_lesson(lessons, index),
-            )
-            for index, sequence in enumerate(batch.sequences)
-        ]
-        size = self.mini_batch // self.groups.dp_size * self.config.rollout.samples_per_prompt
-        return [
-            self.trainer.update(samples[start : start + size], lessons.taught)
-            for start in range(0, len(samples), size)
-        ]
+        return [self.trainer.update(samples, taught) for samples in mini_batches]
 
     def publish_weights(self) -> None:
         """Give the rollout engine the policy's weights; their version is the number of steps done."""
@@ -210,16 +196,17 @@ class Run:
         batch: ScoredBatch,
         assignment: Assignment,
         old: Sequence[TokenScores],
-        lessons: Lessons,
+        evidence: Mapping[int, TeacherEvidence],
         streams: Sequence[TokenStreams],
         results: Sequence[UpdateResult | None],
+        work: SharedWork,
     ) -> None:
         """Count the step and collect its metrics over all replicas.
 
         Raises:
             EngineError: trainer and engine disagree by more than ``rollout.max_logprob_difference``.
         """
-        own = replica_facts(batch, assignment, old, lessons.evidence, self.step)
+        own = replica_facts(batch, assignment, old, evidence, self.step)
         facts = gather_over_replicas(own, self.groups)
         cap = self.config.algorithm.engine_importance_cap
         self.step += 1
@@ -227,11 +214,12 @@ class Run:
             "step": self.step,
             **rollout_metrics(facts, cap),
             **update_metrics(results),
+            **balance_metrics(work),
             **self.sync_metrics,
         }
         check_agreement(self.row, self.config.rollout.max_logprob_difference)
         self.samples = chosen_samples(
-            self.config, self.step, batch, assignment, streams, lessons.evidence, self.parts.tokenizer
+            self.config, self.step, batch, assignment, streams, evidence, self.parts.tokenizer
         )
 
     def start(self) -> None:
@@ -294,11 +282,3 @@ class Run:
                 self.config.checkpoint.keep,
             )
         self.saved_step = self.step
-
-
-def _log_prob(scores: TokenScores | None) -> Tensor | None:
-    return None if scores is None else scores.log_prob_R
-
-
-def _lesson(lessons: Lessons, index: int) -> Lesson | None:
-    return lessons.taught.lessons[lessons.position[index]] if index in lessons.position else None

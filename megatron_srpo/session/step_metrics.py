@@ -15,6 +15,7 @@ from megatron_srpo.report.summary import describe
 from megatron_srpo.rollout.types import Completion
 from megatron_srpo.session.rollouts import ScoredBatch
 from megatron_srpo.training.scoring import TokenScores
+from megatron_srpo.training.shared_work import SharedWork
 from megatron_srpo.training.trainer import UpdateResult
 
 #: First positions of the runs over which the engine's agreement is averaged.
@@ -220,6 +221,13 @@ def update_metrics(results: Sequence[UpdateResult | None]) -> dict[str, float]:
             "teacher/weight_max": max(result.scale.largest_weight for result in done),
         }
     return metrics
+
+
+def balance_metrics(work: SharedWork) -> dict[str, float]:
+    """Say how far the slowest replica's work is from the mean; of one replica, nothing."""
+    if work.replicas == 1:
+        return {}
+    return {"balance/slowest": work.slowest, "balance/slowest_undealt": work.slowest_at_home}
 
 
 def _mean_loss(done: Sequence[UpdateResult], name: str) -> float:

@@ -5,6 +5,7 @@ states, and the common part: scheduler and progress. It is written under a tempo
 every rank has finished, so that a folder with the final name is always whole.
 """
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_srpo.errors import CheckpointError
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.chunks import named_parameters, sharded_parameters, sharded_state
 from megatron_srpo.model.megatron_core import (
     CheckpointingException,
     ShardedObject,
@@ -94,7 +95,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
             f"{folder} does not fit this run: {short_cause(error)}. Resume with the model and teacher it was "
             "saved with, or start a new run"
         ) from error
-    restore_weights(unwrap(trainer.policy), state["policy"])
+    restore_weights(trainer.policy, state["policy"])
     restore_optimizer(trainer.optimizer.optimizer, state)
     trainer.optimizer.scheduler.load_state_dict(state["scheduler"])
     _restore_average(trainer, state.get("teacher"))
@@ -111,7 +112,7 @@ def _state(trainer: Trainer, loading: bool) -> dict[str, Any]:
         "distrib_optim_sharding_type": "fully_reshardable",
     }
     trainer.optimizer.make_state()
-    policy = unwrap(trainer.policy).sharded_state_dict(metadata=metadata)
+    policy = sharded_state(trainer.policy, metadata)
     state: dict[str, Any] = {
         "policy": policy,
         **describe_optimizer(trainer.optimizer.optimizer, policy, loading, metadata),
@@ -128,11 +129,10 @@ def _average_state(
     copy: torch.nn.Module, average: list[torch.Tensor], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """Describe the fp32 average by the sharding of the model that it belongs to."""
-    sharded = copy.sharded_state_dict(metadata=metadata)
-    names = [name for name, _ in copy.named_parameters()]
+    sharded = sharded_parameters(copy, metadata)
     return {
-        name: make_sharded_optimizer_tensor(sharded[name], value, prefix="teacher.average")
-        for name, value in zip(names, average, strict=True)
+        name: make_sharded_optimizer_tensor(tensor, value, prefix="teacher.average")
+        for (name, tensor), value in zip(sharded.items(), average, strict=True)
     }
 
 
@@ -141,8 +141,8 @@ def _restore_average(trainer: Trainer, loaded: dict[str, torch.Tensor] | None) -
     if loaded is None or copy is None:
         return
     with torch.no_grad():
-        named = copy.named_parameters()
-        for (name, parameter), average in zip(named, trainer.teacher.average, strict=True):
+        named = named_parameters(copy)
+        for (name, parameter), average in zip(named.items(), trainer.teacher.average, strict=True):
             average.copy_(loaded[name])
             parameter.copy_(average)
 
@@ -160,8 +160,9 @@ def _random_states(groups: ProcessGroups) -> ShardedObject:
     )
 
 
-def _layout(groups: ProcessGroups) -> list[int]:
-    return [groups.tp_size, groups.pp_size, groups.dp_size, groups.cp_size]
+def _layout(groups: ProcessGroups) -> list[int | None]:
+    stages = dataclasses.astuple(groups.stages)
+    return [groups.tp_size, groups.dp_size, groups.cp_size, *stages]
 
 
 def _restore_random_states(states: dict[str, Any]) -> None:

@@ -98,17 +98,24 @@ def micro_batches(
     return [_micro_batch(sequences, members, split) for members in pack_evenly(lengths, capacity)]
 
 
-def in_step(batches: list[MicroBatch], groups: ProcessGroups) -> list[MicroBatch]:
+def in_step(batches: list[MicroBatch], groups: ProcessGroups, least: int = 0) -> list[MicroBatch]:
     """Add idle micro-batches where other replicas have more, and this one holds a part of their experts.
 
     Every replica that shares experts must come to a layer's experts equally often, or the others would wait
-    for it there for ever. A collective over these replicas.
+    for it there for ever. And interleaved pipeline stages take micro-batches in turns of one per stage.
+    A collective over these replicas.
+
+    Args:
+        least: micro-batches that every replica runs whatever the others do.
     """
-    if groups.stage.size() <= groups.tp_size * groups.cp_size:
-        return batches
-    count = torch.tensor(len(batches), device=platform.device())
-    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=groups.copy)
-    return batches + [_idle_batch(groups.split) for _ in range(int(count) - len(batches))]
+    wanted = max(least, len(batches))
+    if groups.replicas_share_experts:
+        count = torch.tensor(wanted, device=platform.device())
+        dist.all_reduce(count, op=dist.ReduceOp.MAX, group=groups.copy)
+        wanted = int(count)
+    if groups.stages.interleaved:
+        wanted += -wanted % groups.pp_size
+    return batches + [_idle_batch(groups.split) for _ in range(wanted - len(batches))]
 
 
 def _idle_batch(split: TokenSplit) -> MicroBatch:

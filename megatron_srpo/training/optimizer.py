@@ -9,27 +9,28 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.config.training import OptimizerConfig
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.model.chunks import chunks_of, config_of, join_chunks, policies
 from megatron_srpo.model.megatron_core import (
     HAVE_APEX_OR_TE,
     DistributedDataParallel,
     DistributedDataParallelConfig,
-    GPTModel,
     MegatronOptimizer,
     MegatronOptimizerConfig,
     OptimizerParamScheduler,
+    TransformerConfig,
     clip_grad_by_total_norm_fp32,
     finalize_model_grads,
     get_megatron_optimizer,
 )
 
 
-def wrap_policy(policy: GPTModel, optimizer: OptimizerConfig) -> DistributedDataParallel:
-    """Wrap the policy for gradient accumulation in fp32 and reduction over data-parallel replicas.
+def wrap_policy(policy: torch.nn.Module, optimizer: OptimizerConfig) -> torch.nn.Module:
+    """Wrap the policy, or every chunk of it, to sum up gradients in fp32 and over data-parallel replicas.
 
     A bf16 policy was built in bf16, so Megatron-Core's ``Float16Module`` is left out: what it would add is a
     cast of the hidden states to fp32, and with it a head in fp32 that teacher and reference do not have.
     """
-    config = policy.config
+    config = config_of(policy)
     # Weights are not gathered during the next forward pass (overlap_param_gather): the teacher and the
     # weight synchronisation read them before there is one.
     ddp_config = DistributedDataParallelConfig(
@@ -39,10 +40,15 @@ def wrap_policy(policy: GPTModel, optimizer: OptimizerConfig) -> DistributedData
         fp8_param_gather=config.fp8_param,
     )
     config.finalize_model_grads_func = _finalize_without_division
-    wrapped = DistributedDataParallel(config, ddp_config, policy)
+    wrapped = [
+        # Sums of gradients of later chunks go on during the backward pass of earlier ones anyway.
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(policies(policy))
+    ]
     if optimizer.overlap:
-        config.no_sync_func = wrapped.no_sync
-    return wrapped
+        syncs = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
+    return join_chunks(wrapped)
 
 
 def _finalize_without_division(
@@ -71,17 +77,21 @@ class PolicyOptimizer:
         ConfigError: a distributed optimizer on a GPU without the Adam that it needs.
     """
 
-    def __init__(self, config: OptimizerConfig, model: DistributedDataParallel, total_steps: int) -> None:
+    def __init__(self, config: OptimizerConfig, model: torch.nn.Module, total_steps: int) -> None:
         _check(config)
-        self.model = model
         self.config = config
-        self.optimizer: MegatronOptimizer = get_megatron_optimizer(_megatron_config(config, model), [model])
-        model.config.grad_scale_func = self.optimizer.scale_loss
+        self.chunks: list[Any] = chunks_of(model)
+        shared = config_of(model)
+        self.optimizer: MegatronOptimizer = get_megatron_optimizer(
+            _megatron_config(config, shared), self.chunks
+        )
+        shared.grad_scale_func = self.optimizer.scale_loss
         self.scheduler = _scheduler(config, self.optimizer, total_steps)
 
     def zero_grad(self) -> None:
         """Clear the gradient buffers before the first micro-batch."""
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
@@ -132,7 +142,7 @@ def _check(config: OptimizerConfig) -> None:
         )
 
 
-def _megatron_config(config: OptimizerConfig, model: DistributedDataParallel) -> MegatronOptimizerConfig:
+def _megatron_config(config: OptimizerConfig, model: TransformerConfig) -> MegatronOptimizerConfig:
     return MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.learning_rate,
@@ -142,10 +152,10 @@ def _megatron_config(config: OptimizerConfig, model: DistributedDataParallel) ->
         adam_beta2=config.beta2,
         adam_eps=config.epsilon,
         clip_grad=config.grad_clip,
-        bf16=model.config.bf16,
-        params_dtype=model.config.params_dtype,
+        bf16=model.bf16,
+        params_dtype=model.params_dtype,
         use_distributed_optimizer=config.distributed,
-        fp8_recipe=model.config.fp8_recipe if model.config.fp8 else None,
+        fp8_recipe=model.fp8_recipe if model.fp8 else None,
     )
 
 

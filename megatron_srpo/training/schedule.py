@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_srpo.model.head import unwrap
-from megatron_srpo.model.megatron_core import (
-    gather_from_sequence_parallel_region,
-    get_forward_backward_func,
-)
+from megatron_srpo.model.chunks import config_of
+from megatron_srpo.model.forward import run_schedule
+from megatron_srpo.model.head import head_weight
+from megatron_srpo.model.megatron_core import gather_from_sequence_parallel_region
 from megatron_srpo.training.microbatches import MicroBatch
 
 Collect = Callable[[Tensor, MicroBatch], Tensor]
@@ -45,7 +44,7 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
 
     def finish(output: Tensor, batch: MicroBatch, **_: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         if batch.idle:
-            value, sums = output.sum() * 0.0, None
+            value, sums = _no_loss(model, output), None
         else:
             value, sums = loss(_response_rows(model, output, batch), batch)
         # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
@@ -54,13 +53,18 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
     return _run(model, batches, finish, forward_only=False)
 
 
+def _no_loss(model: torch.nn.Module, output: Tensor) -> Tensor:
+    """Return a loss of 0 with a gradient for every weight, the head's too: DDP waits for the last one's."""
+    return output.sum() * 0.0 + head_weight(model).flatten()[0] * 0.0
+
+
 def _response_rows(model: torch.nn.Module, output: Tensor, batch: MicroBatch) -> Tensor:
     """Select the hidden states of predictors, from all tensor-parallel ranks' tokens.
 
     The loss gives every tensor-parallel rank the whole gradient, so each keeps its own tokens' (no sum).
     """
     rows_TH = output.squeeze(0)
-    if unwrap(model).config.sequence_parallel:
+    if config_of(model).sequence_parallel:
         rows_TH = gather_from_sequence_parallel_region(rows_TH, tensor_parallel_output_grad=False)
     return rows_TH.index_select(0, batch.predictor_R)
 
@@ -79,15 +83,8 @@ def _run(
         )
         return output, lambda result, **options: finish(result, batch, **options)
 
-    results = get_forward_backward_func()(
-        forward_step_func=step,
-        data_iterator=iter(batches),
-        model=model,
-        num_microbatches=len(batches),
-        # Only an initial value: lengths travel with the activations (variable_seq_lengths).
-        seq_length=max(batch.packed.tokens_1T.size(1) for batch in batches),
-        micro_batch_size=1,
-        forward_only=forward_only,
-        collect_non_loss_data=forward_only,
+    longest = max(batch.packed.tokens_1T.size(1) for batch in batches)
+    results = run_schedule(
+        model, step, batches, longest, forward_only=forward_only, collect_non_loss_data=forward_only
     )
     return [result for result in results if result is not None]

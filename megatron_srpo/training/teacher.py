@@ -3,7 +3,7 @@
 Shape suffixes: R response tokens, H hidden size, K width of the (possibly blended) teacher head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from megatron_srpo.config.training import TeacherConfig
 from megatron_srpo.model.fp8 import plain, without_fp8
-from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training.exchange import over_context
@@ -32,9 +31,9 @@ class Lesson:
 
 @dataclass(frozen=True)
 class TeacherPass:
-    """Lessons in the order of the sequences, and the head (last stage) that turns them into logits."""
+    """Lessons under the numbers of their sequences, and the head (last stage) that makes them logits."""
 
-    lessons: list[Lesson]
+    lessons: dict[int, Lesson]
     head: LinearHead | None
 
 
@@ -70,7 +69,7 @@ class Teacher:
         """
         if self.config.mode != "ema" or self.copy is None:
             return
-        pairs = zip(unwrap(self.policy).parameters(), self.copy.parameters(), strict=True)
+        pairs = zip(self.policy.parameters(), self.copy.parameters(), strict=True)
         for average, (current, used) in zip(self.average, pairs, strict=True):
             average.lerp_(plain(current).to(average), self.config.ema_rate)
             if used.data_ptr() != average.data_ptr():
@@ -78,7 +77,7 @@ class Teacher:
 
     def teach(
         self,
-        sequences: Sequence[TokenSequence],
+        sequences: Mapping[int, TokenSequence],
         capacity: int,
         groups: ProcessGroups,
         form: HeadForm,
@@ -88,25 +87,27 @@ class Teacher:
         A collective over the replica: every rank passes the same sequences. With none, nothing runs, unless
         other replicas need this one's experts.
         """
-        batches = micro_batches(sequences, capacity, groups.split)
+        order = sorted(sequences)
+        batches = micro_batches([sequences[number] for number in order], capacity, groups.split)
         shared = in_step(batches, groups)
         if not shared:
-            return TeacherPass([], None)
+            return TeacherPass({}, None)
         models, shares = self._blend()
         with self._host.on_device() if self._host is not None else nullcontext():
             parts = [self._pass(*pair, shared) for pair in zip(models, shares, strict=True)]
             head = blended_head(models, form) if batches and groups.is_last_stage else None
         if not batches:
-            return TeacherPass([], None)
+            return TeacherPass({}, None)
         hidden = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
         with torch.no_grad():
             values = [head_scores(head, rows, batch) for rows, batch in zip(hidden, batches, strict=False)]
-        scores = spread_scores(batches, values, len(sequences), groups)
+        scores = spread_scores(batches, values, len(order), groups)
         kept: list[Tensor | None] = [None] * len(scores)
         if groups.is_last_stage:
             whole = [over_context(rows, batch, groups) for rows, batch in zip(hidden, batches, strict=True)]
-            kept = [*scatter(batches, whole, len(sequences))]
-        return TeacherPass([Lesson(*pair) for pair in zip(scores, kept, strict=True)], head)
+            kept = [*scatter(batches, whole, len(order))]
+        lessons = map(Lesson, scores, kept)
+        return TeacherPass(dict(zip(order, lessons, strict=True)), head)
 
     def _pass(self, model: torch.nn.Module, share: float, batches: Sequence[MicroBatch]) -> list[Tensor]:
         with without_fp8(model) if self.bf16 else nullcontext():

@@ -9,8 +9,8 @@ import torch
 from megatron_srpo import platform
 from megatron_srpo.algorithms.types import TokenStreams
 from megatron_srpo.config.algorithm import AlgorithmConfig
+from megatron_srpo.model.chunks import config_of
 from megatron_srpo.model.fp8 import without_fp8
-from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
 from megatron_srpo.training import schedule
@@ -93,19 +93,15 @@ class Trainer:
             return [None] * len(sequences)
         return list(self._score(self.reference, sequences))
 
-    def teach(self, sequences: Mapping[int, TokenSequence]) -> tuple[TeacherPass, dict[int, int]]:
-        """Let the teacher re-score ``sequences`` (its prompt and the student's response, by rollout).
-
-        Returns the pass and, by rollout, the position of its lesson.
-        """
-        order = sorted(sequences)
-        taught = self.teacher.teach(
-            [sequences[index] for index in order], self.capacity, self.groups, self.form
-        )
-        return taught, {index: position for position, index in enumerate(order)}
+    def teach(self, sequences: Mapping[int, TokenSequence]) -> TeacherPass:
+        """Let the teacher re-score ``sequences``: its prompt and the student's response, by any number."""
+        return self.teacher.teach(sequences, self.capacity, self.groups, self.form)
 
     def update(self, samples: Sequence[TrainingSample], taught: TeacherPass) -> UpdateResult | None:
-        """Make one optimizer step. ``None`` when no replica has a routed token: then nothing changes."""
+        """Make one optimizer step. ``None`` when no replica has a routed token: then nothing changes.
+
+        A collective over all ranks, also where this replica has no sample: an idle micro-batch takes part.
+        """
         scale = step_scale([sample.streams for sample in samples], self.groups)
         if scale is None:
             return None
@@ -113,7 +109,7 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = StepLoss(batch, scale, self._head(self.policy, trained_head), taught.head, self.config)
         packed = micro_batches([s.sequence for s in batch], self.capacity, self.groups.split)
-        shared = in_step(packed, self.groups)
+        shared = in_step(packed, self.groups, least=1)
         self._weigh_balance(shared)
         sums = schedule.forward_backward(self.policy, shared, loss)
         stepped = self.optimizer.step()
@@ -128,7 +124,7 @@ class Trainer:
         if self.expert_balance:
             tokens = torch.tensor(sum(batch.packed.tokens_1T.numel() for batch in batches))
             everywhere = float(sum_over_tokens(tokens, self.groups))
-            unwrap(self.policy).config.moe_aux_loss_coeff = self.expert_balance / everywhere
+            config_of(self.policy).moe_aux_loss_coeff = self.expert_balance / everywhere
 
     def _head(
         self, model: torch.nn.Module, kind: Callable[[torch.nn.Module, HeadForm], LinearHead]
@@ -155,7 +151,10 @@ class Trainer:
 
     def _total(self, sums: list[torch.Tensor]) -> dict[str, float]:
         """Add micro-batches up, give the last stage's total to all stages, and add all tokens' ranks up."""
-        total = torch.stack(sums).sum(0).float() if sums else None
+        total = None
+        if self.groups.is_last_stage:
+            none = torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=platform.device())
+            total = torch.stack([none, *sums]).sum(0).float()
         total = sum_over_tokens(from_last_stage(total, (len(SUM_NAMES),), self.groups), self.groups)
         return dict(zip(SUM_NAMES, total.tolist(), strict=True))
 
@@ -184,6 +183,5 @@ def step_scale(streams: Sequence[TokenStreams], groups: ProcessGroups) -> StepSc
 
 
 def _routed(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
-    """Leave out dropped rollouts; a replica without any other keeps one, silent, to stay in step."""
-    routed = [s for s in samples if bool((s.streams.policy_mask + s.streams.distill_mask).any())]
-    return routed or [samples[0]]
+    """Leave out dropped rollouts."""
+    return [s for s in samples if bool((s.streams.policy_mask + s.streams.distill_mask).any())]

@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.folders import copy_hf_files, new_folder
 from megatron_srpo.weights.gather import hf_tensors
@@ -44,7 +43,7 @@ def save_hf(
         CheckpointError: ``target`` exists or cannot be written.
         ModelError: ``hf_files`` has no ``config.json``.
     """
-    dtype = dtype or next(unwrap(model).parameters()).dtype
+    dtype = dtype or next(model.parameters()).dtype
     shapes = hf_shapes(arch)
     with new_folder(Path(target)) as folder:
         tensors = _reporting(hf_tensors(model, arch, groups, dtype), len(shapes), progress)

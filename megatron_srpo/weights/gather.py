@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.chunks import vocab_rows_of
 from megatron_srpo.model.fp8 import plain
-from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.load import model_table, place_of
 from megatron_srpo.weights.table import (
     Box,
@@ -78,9 +79,9 @@ def hf_tensors(
     own_type = next(iter(parameters.values())).dtype
     place, shapes = place_of(groups), hf_shapes(arch)
     device = next(iter(parameters.values())).device
-    vocab_rows = unwrap(model).vocab_size // groups.tp_size
+    vocab_rows = vocab_rows_of(model) // groups.tp_size
     whole: dict[str, torch.Tensor] = {}
-    for exchange in plan_exchanges(arch, groups.tp_size, groups.pp_size, vocab_rows, ep_size=groups.ep_size):
+    for exchange in plan_exchanges(arch, groups.tp_size, groups.stages, vocab_rows, ep_size=groups.ep_size):
         buffer = torch.empty(exchange.length, dtype=dtype or own_type, device=device)
         if exchange.pp_rank == place.pp_rank:
             _pack(buffer, exchange.sent[place.rank], parameters)
@@ -137,7 +138,7 @@ def _communicate(buffer: torch.Tensor, exchange: Exchange, groups: ProcessGroups
 def plan_exchanges(
     arch: Qwen3Architecture,
     tp_size: int,
-    pp_size: int,
+    stages: PipelineStages,
     vocab_rows: int,
     limit: int = EXCHANGE_ELEMENTS,
     ep_size: int = 1,
@@ -146,7 +147,7 @@ def plan_exchanges(
     exchanges: list[Exchange] = []
     ranks = stage_size(tp_size, ep_size)
     round_ = _Round(ranks)
-    for name, owners in owners_by_tensor(arch, tp_size, pp_size, vocab_rows, ep_size).items():
+    for name, owners in owners_by_tensor(arch, tp_size, stages, vocab_rows, ep_size).items():
         by_rank = [[o for o in owners if o.place.rank == rank] for rank in range(ranks)]
         share = limit // (1 if sum(map(bool, by_rank)) == 1 else ranks)
         parts = [[part for o in rank for part in _split(o, share)] for rank in by_rank]

@@ -7,8 +7,8 @@ import torch
 
 from megatron_srpo.errors import WeightError
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.chunks import named_parameters, vocab_rows_of
 from megatron_srpo.model.fp8 import fill, is_fp8
-from megatron_srpo.model.head import unwrap
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.hf_files import HfFolder, open_hf
 from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, other_names, rank_table
@@ -16,7 +16,7 @@ from megatron_srpo.weights.table import HF_EMBEDDING, HF_HEAD, Entry, Place, oth
 
 def place_of(groups: ProcessGroups) -> Place:
     """Return this rank's position among those that hold one copy of the model."""
-    return Place(groups.stage.rank(), groups.tp_size, groups.pp_rank, groups.pp_size, groups.ep_size)
+    return Place(groups.stage.rank(), groups.tp_size, groups.pp_rank, groups.stages, groups.ep_size)
 
 
 def model_table(
@@ -30,9 +30,8 @@ def model_table(
     Raises:
         WeightError: the model and the table disagree (the model was built for another architecture).
     """
-    policy = unwrap(model)
-    entries = rank_table(arch, place_of(groups), policy.vocab_size // groups.tp_size)
-    parameters = _by_table_name(dict(policy.named_parameters()), entries)
+    entries = rank_table(arch, place_of(groups), vocab_rows_of(model) // groups.tp_size)
+    parameters = _by_table_name(named_parameters(model), entries)
     if parameters.keys() != {entry.parameter for entry in entries}:
         difference = sorted(parameters.keys() ^ {entry.parameter for entry in entries})
         raise WeightError(f"model and weight table disagree about the parameters {', '.join(difference)}")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.chunks import policies, sharded_state
 from megatron_srpo.model.megatron_core import (
     ShardedObject,
     dist_checkpointing,
@@ -51,8 +51,7 @@ def save_megatron(
         CheckpointError: ``target`` exists or cannot be written.
         ModelError: ``hf_files`` has no ``config.json``.
     """
-    policy = unwrap(model)
-    dtype = next(policy.parameters()).dtype
+    dtype = next(model.parameters()).dtype
     with new_folder(Path(target)) as folder:
         if dist.get_rank() == 0:
             copy_hf_files(Path(hf_files), folder, dtype)
@@ -60,7 +59,7 @@ def save_megatron(
             info = json.dumps(_info(arch, groups, dtype), indent=2) + "\n"
             (folder / INFO_FILE).write_text(info, encoding="utf-8")
         dist.barrier()
-        state = policy.sharded_state_dict(metadata=_metadata())
+        state = sharded_state(model, _metadata())
         dist_checkpointing.save(state, str(folder / WEIGHTS), sharded_strategy=("torch_dist", 1))
 
 
@@ -72,11 +71,9 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
     Raises:
         CheckpointError: not a finished checkpoint, unreadable, or of another model.
     """
-    policy, weights = unwrap(model), weights_folder(folder)
-    state = policy.sharded_state_dict(metadata=_metadata())
+    weights = weights_folder(folder)
     try:
-        state = without_missing_states(state, weights)
-        names = set(state)
+        state = without_missing_states(sharded_state(model, _metadata()), weights)
         loaded = dist_checkpointing.load(state, str(weights))
     # Boundary to Megatron-Core and torch, which report a damaged file in a dozen ways (one of them,
     # torch's CheckpointException, is no Exception).
@@ -84,11 +81,10 @@ def load_megatron(model: torch.nn.Module, folder: str | Path) -> None:
         raise CheckpointError(
             f"{weights} is damaged or belongs to another model: {short_cause(error)}"
         ) from error
-    # A training run's checkpoint brings its common part (progress, scheduler) along.
-    restore_weights(policy, {name: value for name, value in loaded.items() if name in names})
+    restore_weights(model, loaded)  # a training run's checkpoint brings its common part along
 
 
-def without_missing_states(state: dict[str, Any], weights: Path) -> dict[str, Any]:
+def without_missing_states(state: dict[str, dict[str, Any]], weights: Path) -> dict[str, dict[str, Any]]:
     """Leave out what layers keep beside their weights (scales of FP8) where a checkpoint does not have it.
 
     Layers of Transformer Engine have such a state, mostly empty, in more places than local ones; their
@@ -96,23 +92,27 @@ def without_missing_states(state: dict[str, Any], weights: Path) -> dict[str, An
     """
     stored = load_sharded_metadata(str(weights))
     return {
-        name: value
-        for name, value in state.items()
-        if not isinstance(value, ShardedObject) or value.unique_key in stored
+        chunk: {
+            name: value
+            for name, value in own.items()
+            if not isinstance(value, ShardedObject) or value.unique_key in stored
+        }
+        for chunk, own in state.items()
     }
 
 
-def restore_weights(policy: torch.nn.Module, state: dict[str, Any]) -> None:
-    """Load a state that may lack what layers keep beside their weights, and nothing else.
+def restore_weights(model: torch.nn.Module, state: dict[str, dict[str, Any]]) -> None:
+    """Load what was described by ``sharded_state``; it may lack what layers keep beside their weights.
 
     Raises:
         CheckpointError: a weight is missing, or belongs to no layer.
     """
-    difference = policy.load_state_dict(state, strict=False)
-    names = [*difference.missing_keys, *difference.unexpected_keys]
-    wrong = [name for name in names if _LAYER_STATE not in name]
-    if wrong:
-        raise CheckpointError(f"the checkpoint and the model disagree about {', '.join(wrong)}")
+    for number, policy in enumerate(policies(model)):
+        difference = policy.load_state_dict(state[str(number)], strict=False)
+        names = [*difference.missing_keys, *difference.unexpected_keys]
+        wrong = [name for name in names if _LAYER_STATE not in name]
+        if wrong:
+            raise CheckpointError(f"the checkpoint and the model disagree about {', '.join(wrong)}")
 
 
 def weights_folder(folder: str | Path) -> Path:

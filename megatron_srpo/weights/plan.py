@@ -14,6 +14,7 @@ from itertools import zip_longest
 
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.engine_layout import EngineTensor, hf_layout, sglang_layout
 from megatron_srpo.weights.table import Box, Piece, Place, owners_by_tensor, stage_size
 
@@ -27,14 +28,14 @@ class Training:
     """
 
     tp_size: int
-    pp_size: int
+    stages: PipelineStages
     vocab_rows: int
     ep_size: int = 1
 
     @property
     def ranks(self) -> int:
         """Ranks that hold one copy."""
-        return stage_size(self.tp_size, self.ep_size) * self.pp_size
+        return stage_size(self.tp_size, self.ep_size) * self.stages.size
 
     def rank(self, place: Place) -> int:
         """Return a place's rank among them: the ranks of a stage are neighbours."""
@@ -121,7 +122,7 @@ def plan_tensors(
     arch: Qwen3Architecture, training: Training, tensors: Iterable[EngineTensor]
 ) -> list[PlannedTensor]:
     """Find for every engine tensor the trainer's slices that fill it."""
-    owners = owners_by_tensor(arch, training.tp_size, training.pp_size, training.vocab_rows, training.ep_size)
+    owners = owners_by_tensor(arch, training.tp_size, training.stages, training.vocab_rows, training.ep_size)
     planned = []
     for tensor in tensors:
         moves = []

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron_srpo import platform
 from megatron_srpo.errors import EngineError, UserError
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.chunks import vocab_rows_of
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.weights.agreement import together
 from megatron_srpo.weights.assemble import Assembly, BucketMemory
@@ -153,8 +153,8 @@ class WeightSync:
         self._parameters = {
             entry.parameter: parameter for entry, parameter in model_table(policy, arch, groups)
         }
-        rows = unwrap(policy).vocab_size // groups.tp_size
-        training = Training(groups.tp_size, groups.pp_size, rows, groups.ep_size)
+        rows = vocab_rows_of(policy) // groups.tp_size
+        training = Training(groups.tp_size, groups.stages, rows, groups.ep_size)
         limit = max(1, settings.bucket_bytes // settings.dtype.itemsize)
         self._plan = transport.plan(arch, training, engine_tp, limit)
         self._shards = plan_shards(arch, training, engine_tp, limit, engine_ep)

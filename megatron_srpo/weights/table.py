@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 
 HF_EMBEDDING = "model.embed_tokens.weight"
 HF_FINAL_NORM = "model.norm.weight"
@@ -67,8 +68,9 @@ class Entry:
     """One parameter of one rank.
 
     Attributes:
-        parameter: its name in this rank's ``GPTModel`` of local layers, counted from 0 within the stage; see
-            :func:`other_names`.
+        parameter: its name in this rank's model of local layers (see ``model/chunks.py`` and
+            :func:`other_names`): layers counted from 0 within the stage or, of an interleaved one, within its
+            chunk, whose number comes first.
         shape: of the local shard, vocabulary padding included. What no piece covers is padding and stays 0.
         pieces: where its content comes from.
         owner: whether this rank is the one to hand the content out. What all ranks of a stage hold (norms,
@@ -96,13 +98,14 @@ class Place:
         rank: its number among the ranks of its stage. Tensor-parallel ranks are neighbours, and so are
             expert-parallel ranks: of the two sizes, one is a multiple of the other.
         tp_size, ep_size: tensor and expert parallel sizes.
-        pp_rank, pp_size: its pipeline stage.
+        pp_rank: its pipeline stage.
+        stages: how layers are dealt to them.
     """
 
     rank: int
     tp_size: int
     pp_rank: int
-    pp_size: int
+    stages: PipelineStages = PipelineStages()
     ep_size: int = 1
 
     @property
@@ -123,11 +126,11 @@ def stage_size(tp_size: int, ep_size: int) -> int:
     return max(tp_size, ep_size)
 
 
-def places(tp_size: int, pp_size: int, ep_size: int = 1) -> list[Place]:
+def places(tp_size: int, stages: PipelineStages, ep_size: int = 1) -> list[Place]:
     """Return every place of one copy of the model, in the order of its ranks."""
     return [
-        Place(rank, tp_size, pp_rank, pp_size, ep_size)
-        for pp_rank in range(pp_size)
+        Place(rank, tp_size, pp_rank, stages, ep_size)
+        for pp_rank in range(stages.size)
         for rank in range(stage_size(tp_size, ep_size))
     ]
 
@@ -187,41 +190,44 @@ def rank_table(arch: Qwen3Architecture, place: Place, vocab_rows: int) -> tuple[
     Args:
         vocab_rows: rows of the embedding shard, with vocabulary padding (``padded_vocab_size / tp_size``).
     """
-    first, last = place.pp_rank == 0, place.pp_rank == place.pp_size - 1
-    layers = arch.num_layers // place.pp_size
+    stages = place.stages
     entries: list[Entry] = []
-    if first:
+    if place.pp_rank == 0:
         pieces = _vocab_rows(arch, place, HF_EMBEDDING, vocab_rows)
         shape = (vocab_rows, arch.hidden_size)
         owner = place.owns(place.tp_size)
-        entries.append(Entry("embedding.word_embeddings.weight", shape, pieces, owner))
-    for local in range(layers):
-        entries.extend(_layer_entries(arch, place, local, place.pp_rank * layers + local))
-    if last:
-        pieces = _whole(HF_FINAL_NORM, (arch.hidden_size,))
-        entries.append(Entry("decoder.final_layernorm.weight", (arch.hidden_size,), pieces, place.owns(1)))
-        entries.extend(_head_entries(arch, place, vocab_rows))
+        entries.append(Entry(stages.prefix(0) + "embedding.word_embeddings.weight", shape, pieces, owner))
+    for chunk in range(stages.chunks):
+        for local, index in enumerate(stages.layers(arch.num_layers, place.pp_rank, chunk)):
+            entries.extend(
+                _layer_entries(arch, place, f"{stages.prefix(chunk)}decoder.layers.{local}.", index)
+            )
+    if place.pp_rank == stages.size - 1:
+        entries.extend(_end_entries(arch, place, vocab_rows, stages.prefix(stages.chunks - 1)))
     return tuple(entries)
 
 
-def _head_entries(arch: Qwen3Architecture, place: Place, vocab_rows: int) -> list[Entry]:
+def _end_entries(arch: Qwen3Architecture, place: Place, vocab_rows: int, chunk: str) -> Iterable[Entry]:
+    """List what follows the last layer: the final norm and the head."""
+    norm = _whole(HF_FINAL_NORM, (arch.hidden_size,))
+    yield Entry(chunk + "decoder.final_layernorm.weight", (arch.hidden_size,), norm, place.owns(1))
     tied = arch.tied_embeddings
-    if tied and place.pp_size == 1:
-        return []  # the embedding itself is the head
+    if tied and place.stages.size == 1:
+        return  # the embedding itself is the head
     pieces = _vocab_rows(arch, place, HF_EMBEDDING if tied else HF_HEAD, vocab_rows)
     owner = not tied and place.owns(place.tp_size)
-    return [Entry("output_layer.weight", (vocab_rows, arch.hidden_size), pieces, owner)]
+    yield Entry(chunk + "output_layer.weight", (vocab_rows, arch.hidden_size), pieces, owner)
 
 
-def _layer_entries(arch: Qwen3Architecture, place: Place, local: int, index: int) -> Iterable[Entry]:
+def _layer_entries(arch: Qwen3Architecture, place: Place, layer: str, index: int) -> Iterable[Entry]:
     prefix = f"model.layers.{index}."
     dense = {**_ATTENTION_TABLE, **({} if arch.has_experts(index) else _FFN_TABLE)}
     for name, pieces_of in dense.items():
         pieces = pieces_of(arch, place, prefix)
         holders = 1 if len(pieces[0].target.shape) == 1 else place.tp_size
-        yield _entry(f"decoder.layers.{local}.{name}", pieces, place.owns(holders))
+        yield _entry(layer + name, pieces, place.owns(holders))
     if arch.has_experts(index):
-        yield from _expert_entries(arch, place, f"decoder.layers.{local}.mlp.", prefix)
+        yield from _expert_entries(arch, place, f"{layer}mlp.", prefix)
 
 
 def _expert_entries(arch: Qwen3Architecture, place: Place, layer: str, prefix: str) -> Iterable[Entry]:
@@ -364,11 +370,11 @@ class OwnedPiece:
 
 @lru_cache(maxsize=16)
 def owners_by_tensor(
-    arch: Qwen3Architecture, tp_size: int, pp_size: int, vocab_rows: int, ep_size: int = 1
+    arch: Qwen3Architecture, tp_size: int, stages: PipelineStages, vocab_rows: int, ep_size: int = 1
 ) -> dict[str, tuple[OwnedPiece, ...]]:
     """Return the inverse table: for each Hugging Face tensor, in order, who owns which of its boxes."""
     owners: dict[str, list[OwnedPiece]] = {name: [] for name in hf_shapes(arch)}
-    for place in places(tp_size, pp_size, ep_size):
+    for place in places(tp_size, stages, ep_size):
         for entry in rank_table(arch, place, vocab_rows):
             if entry.owner:
                 for piece in entry.pieces:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_srpo.errors import ConfigError, ModelError
 from megatron_srpo.model.architecture import Experts, Qwen3Architecture, check_layout
+from megatron_srpo.model.stages import PipelineStages
 
 QWEN3_4B = {  # as published (transformers 4 keys)
     "architectures": ["Qwen3ForCausalLM"],
@@ -233,7 +234,7 @@ def test_layouts_that_fit():
     arch = Qwen3Architecture.from_hf_config(QWEN3_4B)
     for tp in (1, 2, 4, 8):
         for pp in (1, 2, 3, 4, 6, 9, 12, 18, 36):
-            check_layout(arch, tp, pp)
+            check_layout(arch, tp, PipelineStages(pp))
 
 
 @pytest.mark.parametrize(
@@ -242,20 +243,22 @@ def test_layouts_that_fit():
         ({}, 16, 1, "16 does not divide the model's 8 key/value heads; possible sizes: 1, 2, 4, 8$"),
         ({}, 3, 1, "3 does not divide the model's 32 attention heads"),
         ({"intermediate_size": 999}, 2, 1, "999 feed-forward units; possible sizes: 1$"),
-        ({}, 1, 5, "5 does not divide the model's 36 layers; possible sizes: 1, 2, 3, 4, 6, 9, 12, 18, 36$"),
+        ({}, 1, 5, "5 does not divide the model's 36 layers; possible sizes: 1, 2, 3, 4, 6, 9, 12, 18, 36;"),
     ],
 )
 def test_layouts_that_do_not_fit(overrides, tp, pp, message):
     with pytest.raises(ConfigError, match=message):
-        check_layout(Qwen3Architecture.from_hf_config({**QWEN3_4B, **overrides}), tp, pp)
+        check_layout(Qwen3Architecture.from_hf_config({**QWEN3_4B, **overrides}), tp, PipelineStages(pp))
 
 
 def test_layouts_of_experts_that_fit():
     arch = Qwen3Architecture.from_hf_config(QWEN3_235B_A22B)
     for tp, pp, expert in [(1, 1, 1), (4, 2, 1), (4, 1, 2), (2, 47, 64), (1, 1, 128)]:
-        check_layout(arch, tp, pp, expert)
+        check_layout(arch, tp, PipelineStages(pp), expert)
     # Feed-forward units are cut only in layers without experts.
-    check_layout(Qwen3Architecture.from_hf_config({**QWEN3_30B_A3B, "intermediate_size": 999}), 2, 1)
+    check_layout(
+        Qwen3Architecture.from_hf_config({**QWEN3_30B_A3B, "intermediate_size": 999}), 2, PipelineStages()
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ def test_layouts_of_experts_that_fit():
 )
 def test_layouts_of_experts_that_do_not_fit(config, tp, expert, message):
     with pytest.raises(ConfigError, match=message):
-        check_layout(Qwen3Architecture.from_hf_config(config), tp, 1, expert)
+        check_layout(Qwen3Architecture.from_hf_config(config), tp, PipelineStages(), expert)
 
 
 def test_architecture_and_table_do_not_import_megatron():

@@ -99,12 +99,30 @@ def test_data_parallel_replicas_follow_the_same_trajectory(tmp_path: Path, repli
     run_ranks(1, train_ranks, small_config(one, *shared), timeout=300)
     run_ranks(replicas, train_ranks, small_config(two, *shared), timeout=300)
     for first, second in zip(rows_of(one), rows_of(two), strict=True):
-        assert first.keys() == second.keys()
+        # What only several replicas have: how evenly they share the work.
+        assert set(second) - set(first) == {"balance/slowest", "balance/slowest_undealt"}
         for name in first:
             if name.startswith("engine/"):
                 continue  # rounding noise itself
             # Quantiles and shares of the same tokens: equal up to the rounding of log-probs (1e-6).
             assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
+
+
+def test_replicas_share_the_work_evenly_and_change_nothing_else(tmp_path: Path) -> None:
+    """Two mini-batches of four prompts a step; the run is the same with and without, but for rounding."""
+    shared = ["training.steps=2", "parallel.tensor=1", "training.prompts_per_mini_batch=4"]
+    rows = {}
+    for balance in ("true", "false"):
+        folder = tmp_path / balance
+        run_ranks(2, train_ranks, small_config(folder, *shared, f"training.balance={balance}"), timeout=300)
+        rows[balance] = rows_of(folder)
+    for even, uneven in zip(rows["true"], rows["false"], strict=True):
+        assert 1.0 <= even["balance/slowest"] < min(1.02, even["balance/slowest_undealt"])
+        assert uneven["balance/slowest"] == uneven["balance/slowest_undealt"]
+        assert uneven["balance/slowest_undealt"] == pytest.approx(even["balance/slowest_undealt"])
+        for name in set(even) - {"balance/slowest"}:
+            if not name.startswith("engine/"):  # rounding noise itself
+                assert even[name] == pytest.approx(uneven[name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize("mode", ["live", "frozen", "trust_region"])
@@ -189,6 +207,16 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
     samples = (tmp_path / "rollouts.jsonl").read_text().splitlines()
     assert {json.loads(line)["step"] for line in samples} == {1, 2}
+
+
+def test_balanced_replicas_resume_bit_for_bit(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    shared = ["checkpoint.every=1", "parallel.tensor=1", "rollout.prompts_per_step=4"]
+    run_ranks(2, train_ranks, small_config(whole, *shared, "training.steps=2"), timeout=300)
+    run_ranks(2, train_ranks, small_config(parts, *shared, "training.steps=1"), timeout=300)
+    run_ranks(2, resume_ranks, small_config(parts, *shared, "training.steps=2"), timeout=300)
+    assert rows_of(whole) == rows_of(parts)
+    assert rows_of(whole)[1]["balance/slowest"] < rows_of(whole)[1]["balance/slowest_undealt"]
 
 
 def resume_ranks(rank: int, world: int, config: RunConfig) -> None:

@@ -81,6 +81,11 @@ def test_the_quickstart_is_accepted(world: int) -> None:
         (["parallel.pipeline=3"], 6, r"pipeline parallel size 3 does not divide the model's 4 layers"),
         ([], 3, r"3 ranks cannot be shared by replicas of parallel\.tensor x pipeline x context = 2 ranks"),
         (["parallel.pipeline=2"], 2, r"2 ranks cannot be shared .* = 4 ranks; start a multiple of 4"),
+        (
+            ["parallel.tensor=1", "parallel.virtual=2"],
+            1,
+            r"parallel size 1 with 2 chunks; raise parallel.pipe",
+        ),
         (["parallel.expert=2"], 2, r"expert parallel size 2, but the model has no experts; use 1"),
         (["training.expert_balance=0.1"], 2, r"expert_balance = 0\.1, but the model has no experts; use 0"),
         ([], 6, r"32 prompts per optimizer step cannot be shared evenly by 3 data-parallel replicas"),

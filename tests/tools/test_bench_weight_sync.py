@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from megatron_srpo import platform
 from megatron_srpo.errors import EngineError
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.plan import Training, plan_shards, plan_whole
 from megatron_srpo.weights.table import hf_shapes
 from tests.ranks import run_ranks
@@ -174,7 +175,7 @@ def test_how_memory_is_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_bytes_of_a_push(tp: int, pp: int) -> None:
     rows = ARCH.padded_vocab_size(tp) // tp
-    training = Training(tp, pp, rows)
+    training = Training(tp, PipelineStages(pp), rows)
     model = 4 * bench.model_size(ARCH)
     whole = plan_whole(ARCH, training, [0], 1 << 16)
     found = {

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.plan import Training
 from megatron_srpo.weights.transports.collective import CollectiveTransport
 from megatron_srpo.weights.transports.disk import DiskTransport
@@ -99,7 +100,7 @@ def test_the_plan_is_the_transports_own(name: str, tp: int, pp: int) -> None:
     arch = Qwen3Architecture.from_hf_config(
         {**SMALL, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     )
-    training = Training(tp, pp, arch.padded_vocab_size(tp) // tp)
+    training = Training(tp, PipelineStages(pp), arch.padded_vocab_size(tp) // tp)
     transport = TRANSPORTS[name](SimpleNamespace(replica=None, copy=None, copy_index=0))
     assert make_plan(name, arch, training, 2, 5000) == transport.plan(arch, training, 2, 5000)
 

@@ -7,18 +7,20 @@ from typing import Any
 import torch
 
 from megatron_srpo.algorithms import build_algorithm
-from megatron_srpo.algorithms.types import BehaviourLogProbs, ScoredRollouts, TeacherEvidence
+from megatron_srpo.algorithms.types import BehaviourLogProbs, Route, ScoredRollouts
 from megatron_srpo.config.algorithm import AlgorithmConfig
 from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.model.precision import LOCAL, Layers, token_alignment
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.training.heads import HeadForm
-from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.microbatches import TokenSequence
 from megatron_srpo.training.optimizer import PolicyOptimizer, wrap_policy
+from megatron_srpo.training.placement import WorkCosts
+from megatron_srpo.training.shared_work import ReplicaWork, WorkDealer
 from megatron_srpo.training.teacher import Teacher
 from megatron_srpo.training.trainer import Trainer, UpdateResult
 from megatron_srpo.weights.gather import hf_tensors
@@ -41,13 +43,17 @@ class Layout:
     recompute: str = "none"
     distributed: bool = False
     overlap: bool = False
+    virtual: int = 1
+    first: int | None = None
+    last: int | None = None
+    balance: bool = True
     layers: Layers = LOCAL
     fp8_passes: str = "policy"
 
     def initialize(self) -> ProcessGroups:
         return initialize_parallel(
             self.tp,
-            self.pp,
+            PipelineStages(self.pp, self.virtual, self.first, self.last),
             cp=self.cp,
             expert=self.ep,
             sequence=self.sequence,
@@ -148,8 +154,18 @@ def replica_rollouts(
     return [rollout for group in order for rollout in rollouts if rollout.group == group]
 
 
-def train_step(trainer: Trainer, rollouts: Sequence[FixedRollout]) -> UpdateResult | None:
+def train_step(
+    trainer: Trainer, rollouts: Sequence[FixedRollout], balance: bool = True
+) -> UpdateResult | None:
     """Assign, score, teach and update once; then let the teacher follow."""
+    (result,) = train_batch(trainer, rollouts, balance)
+    return result
+
+
+def train_batch(
+    trainer: Trainer, rollouts: Sequence[FixedRollout], balance: bool = True, mini_batch: int = 0
+) -> list[UpdateResult | None]:
+    """Assign, score, teach and update, once per ``mini_batch`` rollouts of a replica (0: all of them)."""
     machine = build_algorithm(trainer.config)
     assignment = machine.assign(
         ScoredRollouts(
@@ -159,33 +175,32 @@ def train_step(trainer: Trainer, rollouts: Sequence[FixedRollout]) -> UpdateResu
             demonstrable_N=torch.ones(len(rollouts), dtype=torch.bool),
         )
     )
-    sequences = [r.sequence for r in rollouts]
-    old = trainer.score(sequences)
-    reference = trainer.score_reference(sequences)
     wanted = assignment.needs_teacher_N.nonzero().flatten().tolist()
-    taught, lessons = trainer.teach({index: rollouts[index].teacher_sequence for index in wanted})
-    evidence = {
-        index: TeacherEvidence(taught.lessons[at].scores.entropy_R, taught.lessons[at].scores.log_prob_R)
-        for index, at in lessons.items()
-    }
+    work = dealer(trainer.groups, balance).deal(
+        ReplicaWork(
+            sequences=[r.sequence for r in rollouts],
+            lessons={index: rollouts[index].teacher_sequence for index in wanted},
+            trained=(assignment.route_N != Route.DROPPED).tolist(),
+            mini_batch=mini_batch or len(rollouts),
+        )
+    )
+    scores = trainer.score(work.to_score)
+    reference = trainer.score_reference(work.to_train)
+    taught = trainer.teach(work.to_teach)
+    old, evidence = work.bring_home(scores, taught)
     behaviour = [
         BehaviourLogProbs(score.log_prob_R, rollout.rollout_R)
         for score, rollout in zip(old, rollouts, strict=True)
     ]
     streams = machine.streams(assignment, behaviour, evidence)
-    samples = [
-        TrainingSample(
-            sequence=sequences[index],
-            streams=streams[index],
-            old_R=old[index].log_prob_R,
-            reference_R=reference[index].log_prob_R if reference[index] is not None else None,
-            lesson=taught.lessons[lessons[index]] if index in lessons else None,
-        )
-        for index in range(len(rollouts))
-    ]
-    result = trainer.update(samples, taught)
+    results = [trainer.update(part, taught) for part in work.samples(streams, old, reference, taught)]
     trainer.teacher.update()
-    return result
+    return results
+
+
+def dealer(groups: ProcessGroups, balance: bool) -> WorkDealer:
+    """Deal work with made-up costs: attention weighs as much as all else in a sequence of 40 tokens."""
+    return WorkDealer(WorkCosts(linear_tokens=40.0, head=0.5), groups, balance)
 
 
 def full_weights(trainer: Trainer, folder: str) -> dict[str, torch.Tensor]:
@@ -209,7 +224,7 @@ def steps_in_layout(
     results, weights = [], {}
     for step in range(steps):
         rollouts = replica_rollouts(fixed_rollouts(seed=3 + step), layout, groups)
-        results.append(train_step(trainer, rollouts))
+        results.append(train_step(trainer, rollouts, layout.balance))
         # After one step: Adam's division by sqrt(v) amplifies rounding of near-zero gradients step by step.
         weights = weights or full_weights(trainer, folder)
     # Sums and weights of the first step; of the second, which starts from weights that differ by rounding,

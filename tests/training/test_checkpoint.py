@@ -38,7 +38,8 @@ SRPO = AlgorithmConfig(name="srpo")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model")
-    return str(write_random_qwen3(path, num_key_value_heads=4, tie_word_embeddings=True))
+    sizes = {"num_hidden_layers": 4, "num_key_value_heads": 4}  # four: enough for two stages of two chunks
+    return str(write_random_qwen3(path, **sizes, tie_word_embeddings=True))
 
 
 def two_steps(
@@ -82,6 +83,7 @@ def two_steps(
         (Layout(), torch.float32),
         (Layout(tp=2), torch.float32),
         (Layout(pp=2), torch.float32),
+        (Layout(pp=2, virtual=2, distributed=True), torch.bfloat16),
         (Layout(cp=2, distributed=True), torch.float32),
         (Layout(distributed=True, overlap=True), torch.bfloat16),
         (Layout(), torch.bfloat16),
@@ -112,6 +114,9 @@ def test_the_same_layout_goes_on_bit_for_bit(
         (2, Layout(tp=2, sequence=True), Layout(cp=2)),
         (2, Layout(distributed=True), Layout(tp=2, pp=2, distributed=True)),
         (4, Layout(tp=2, distributed=True), Layout(distributed=True)),
+        (2, Layout(pp=2, virtual=2), Layout(pp=2, first=1)),
+        (4, Layout(pp=2, first=3, distributed=True), Layout(pp=2, virtual=2, distributed=True)),
+        (1, Layout(distributed=True), Layout(tp=2, pp=2, virtual=2, distributed=True)),
     ],
 )
 def test_another_layout_goes_on_with_the_same_step(

@@ -3,6 +3,7 @@
 import torch
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.weights.plan import Training
 
 
 def random_hf(arch: Qwen3Architecture, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -17,7 +18,7 @@ def random_hf(arch: Qwen3Architecture, seed: int = 0) -> dict[str, torch.Tensor]
 
 
 def megatron_parameters(
-    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], tp: int, pp: int, vocab_rows: int, ep: int = 1
+    arch: Qwen3Architecture, hf: dict[str, torch.Tensor], training: Training
 ) -> list[dict[str, torch.Tensor]]:
     """Return, by rank, the parameters of a whole copy (tests/weights/reference.py makes each)."""
     from megatron_srpo.weights.table import places, rank_table
@@ -25,10 +26,10 @@ def megatron_parameters(
 
     return [
         {
-            entry.parameter: shard(arch, hf, entry.parameter, place, vocab_rows)
-            for entry in rank_table(arch, place, vocab_rows)
+            entry.parameter: shard(arch, hf, entry.parameter, place, training.vocab_rows)
+            for entry in rank_table(arch, place, training.vocab_rows)
         }
-        for place in places(tp, pp, ep)
+        for place in places(training.tp_size, training.stages, training.ep_size)
     ]
 
 

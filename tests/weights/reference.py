@@ -3,6 +3,7 @@
 import torch
 
 from megatron_srpo.model.architecture import Experts, Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.table import Place
 
 EXPERTS = Experts(count=4, per_token=2, ffn_hidden_size=4, renormalize=True)
@@ -64,7 +65,7 @@ def shard(
         if parameter.endswith(suffix):
             return hf[name]
     head = "model.embed_tokens.weight" if arch.tied_embeddings else "lm_head.weight"
-    full = hf["model.embed_tokens.weight" if parameter.startswith("embedding.") else head]
+    full = hf["model.embed_tokens.weight" if "embedding." in parameter else head]
     padded = torch.zeros(tp_size * rows, arch.hidden_size)
     padded[: arch.vocab_size] = full
     return padded.chunk(tp_size)[tp_rank]
@@ -72,9 +73,25 @@ def shard(
 
 def layer_of(arch: Qwen3Architecture, parameter: str, place: Place) -> int:
     """Return the number in the whole model of a parameter's layer, or -1."""
-    parts = parameter.split(".")
-    first = place.pp_rank * arch.num_layers // place.pp_size
-    return first + int(parts[2]) if parts[1] == "layers" else -1
+    chunk, parts = 0, parameter.split(".")
+    if place.stages.chunks > 1:
+        chunk, parts = int(parts[0]), parts[1:]
+    if parts[1] != "layers":
+        return -1
+    return dealt(arch.num_layers, place.stages)[chunk, place.pp_rank][int(parts[2])]
+
+
+def dealt(num_layers: int, stages: PipelineStages) -> dict[tuple[int, int], list[int]]:
+    """Deal layers out to chunks of stages, one after the other: all stages' first chunks, then the second."""
+    ends = {stage: count for stage, count in ((0, stages.first), (stages.size - 1, stages.last)) if count}
+    middle = [stage for stage in range(stages.size) if stage not in ends]
+    sizes = {stage: (num_layers - sum(ends.values())) // len(middle) for stage in middle} | ends
+    rest = iter(range(num_layers))
+    return {
+        (chunk, stage): [next(rest) for _ in range(sizes[stage] // stages.chunks)]
+        for chunk in range(stages.chunks)
+        for stage in range(stages.size)
+    }
 
 
 def _expert(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from tests.model.tiny import EXPERTS, load_reference, stored_tensors, write_random_qwen3
 from tests.ranks import RankFailure, run_ranks
 from tests.weights.engine_reference import sglang_parameters
@@ -11,7 +12,7 @@ from tests.weights.engine_reference import sglang_parameters
 LIMIT = 3000  # elements: several buckets a lane, and embeddings larger than one
 
 
-def policy(folder: str, tp: int, pp: int, ep: int = 1) -> tuple:
+def policy(folder: str, tp: int, pp: int | PipelineStages, ep: int = 1) -> tuple:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.parallel import initialize_parallel
     from megatron_srpo.weights.load import load_hf, model_table
@@ -22,7 +23,7 @@ def policy(folder: str, tp: int, pp: int, ep: int = 1) -> tuple:
     model = build_policy(arch, groups, vocab_multiple=16)
     load_hf(model, arch, folder, groups)
     parameters = {entry.parameter: value for entry, value in model_table(model, arch, groups)}
-    return groups, arch, parameters, Training(tp, pp, arch.padded_vocab_size(tp, 16) // tp, ep)
+    return groups, arch, parameters, Training(tp, groups.stages, arch.padded_vocab_size(tp, 16) // tp, ep)
 
 
 def assembled(
@@ -30,7 +31,7 @@ def assembled(
     world: int,
     folder: str,
     tp: int,
-    pp: int,
+    pp: int | PipelineStages,
     engine_tp: int | None,
     dtype: torch.dtype,
     ep: int = 1,
@@ -75,6 +76,20 @@ def test_engine_shards_are_assembled_bit_for_bit(tmp_path, tp, pp, dp, engine_tp
     for lane in range(engine_tp):
         for name, value in sglang_parameters(arch, hf, lane, engine_tp).items():
             assert torch.equal(together.pop((lane, name)), value), name
+    assert not together
+
+
+@pytest.mark.parametrize(
+    "stages", [PipelineStages(2, 2), PipelineStages(2, 1, first=1), PipelineStages(2, 2, last=2)], ids=str
+)
+def test_stages_of_several_chunks_or_sizes_are_assembled_bit_for_bit(tmp_path, stages):
+    layers = 6 if stages.last else 4
+    folder = write_random_qwen3(tmp_path, num_hidden_layers=layers, vocab_size=100, tie_word_embeddings=True)
+    hf, arch = dict(load_reference(folder).state_dict()), Qwen3Architecture.from_hf_folder(folder)
+    results = run_ranks(2, assembled, str(folder), 1, stages, 1, torch.float32)
+    together = {key: value for result in results for key, value in result.items()}
+    for name, value in sglang_parameters(arch, hf, 0, 1).items():
+        assert torch.equal(together.pop((0, name)), value), name
     assert not together
 
 

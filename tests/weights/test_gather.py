@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from tests.model.tiny import EXPERTS, load_reference, stored_tensors, write_random_qwen3
 from tests.ranks import run_ranks
 from tests.weights.reference import EXPERTS as EXPERTS_OF_REFERENCE
@@ -17,7 +18,13 @@ from tests.weights.test_table import layouts
 
 
 def gathered(
-    rank: int, world: int, folder: str, tp: int, pp: int, dtype: torch.dtype | None, ep: int = 1
+    rank: int,
+    world: int,
+    folder: str,
+    tp: int,
+    pp: int | PipelineStages,
+    dtype: torch.dtype | None,
+    ep: int = 1,
 ) -> list[tuple[str, torch.Tensor]]:
     from megatron_srpo.model.build import build_policy
     from megatron_srpo.model.parallel import initialize_parallel
@@ -38,6 +45,19 @@ def test_every_rank_gets_every_tensor_bit_for_bit_in_the_same_order(tmp_path, tp
     state = load_reference(folder).state_dict()
     expected = {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}
     for result in run_ranks(tp * pp * dp, gathered, str(folder), tp, pp, None):
+        assert [name for name, _ in result] == list(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in result)
+
+
+@pytest.mark.parametrize(
+    ("stages", "ranks"),
+    [(PipelineStages(2, 2), 2), (PipelineStages(2, 1, first=1), 2), (PipelineStages(3, 1, last=2), 3)],
+    ids=str,
+)
+def test_stages_of_several_chunks_or_sizes_hand_out_every_tensor(tmp_path, stages, ranks):
+    folder = write_random_qwen3(tmp_path, num_hidden_layers=4, vocab_size=100)
+    expected = load_reference(folder).state_dict()
+    for result in run_ranks(ranks, gathered, str(folder), 1, stages, None):
         assert [name for name, _ in result] == list(expected)
         assert all(torch.equal(value, expected[name]) for name, value in result)
 
@@ -90,10 +110,10 @@ def test_exchanges_carry_every_element_once_within_the_limit(layout, limit):
     from megatron_srpo.weights.gather import plan_exchanges
     from megatron_srpo.weights.table import hf_shapes
 
-    arch, tp, pp, ep, rows = layout
+    arch, tp, stages, ep, rows = layout
     counts = {name: torch.zeros(shape, dtype=torch.int) for name, shape in hf_shapes(arch).items()}
     complete: list[str] = []
-    for exchange in plan_exchanges(arch, tp, pp, rows, limit, ep):
+    for exchange in plan_exchanges(arch, tp, stages, rows, limit, ep):
         pieces: list[Any] = [owned for sent in exchange.sent for owned in sent]
         assert {owned.place.pp_rank for owned in pieces} == {exchange.pp_rank}
         for rank, sent in enumerate(exchange.sent):
@@ -118,9 +138,10 @@ def test_a_small_model_is_one_exchange_per_stage():
 
     # the rollout engine is fed after every step: collectives must not be the cost
     arch = make_arch(num_layers=4)
-    assert len(plan_exchanges(arch, 2, 1, 8)) == 1
-    assert len(plan_exchanges(arch, 2, 2, 8)) == 2
-    assert len(plan_exchanges(make_arch(num_layers=4, tied_embeddings=True), 1, 2, 16)) == 2
+    one, two = PipelineStages(), PipelineStages(2)
+    assert len(plan_exchanges(arch, 2, one, 8)) == 1
+    assert len(plan_exchanges(arch, 2, two, 8)) == 2
+    assert len(plan_exchanges(make_arch(num_layers=4, tied_embeddings=True), 1, two, 16)) == 2
 
 
 def test_an_expert_is_sent_by_its_owner_alone_and_whole():
@@ -128,7 +149,7 @@ def test_an_expert_is_sent_by_its_owner_alone_and_whole():
 
     wide = dataclasses.replace(EXPERTS_OF_REFERENCE, ffn_hidden_size=1024)
     arch = make_arch(num_layers=1, hidden_size=1024, experts=wide)
-    exchanges = plan_exchanges(arch, 1, 1, 16, limit=1 << 20, ep_size=4)
+    exchanges = plan_exchanges(arch, 1, PipelineStages(), 16, limit=1 << 20, ep_size=4)
     experts = [e for e in exchanges if any(".experts." in name for name in e.complete)]
     # 4 experts of 3 matrices of 2 ** 20 elements
     assert len(experts) == 12
@@ -139,6 +160,6 @@ def test_a_large_tensor_goes_in_parts():
     from megatron_srpo.weights.gather import EXCHANGE_ELEMENTS, plan_exchanges
 
     arch = make_arch(vocab_size=151_936, hidden_size=1024)
-    exchanges = plan_exchanges(arch, 2, 1, 151_936 // 2)
+    exchanges = plan_exchanges(arch, 2, PipelineStages(), 151_936 // 2)
     sizes = [sum(owned.piece.source.size for sent in e.sent for owned in sent) for e in exchanges]
     assert max(sizes) <= EXCHANGE_ELEMENTS < arch.vocab_size * arch.hidden_size

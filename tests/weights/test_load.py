@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_srpo.errors import WeightError
 from megatron_srpo.model.architecture import Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.hf_files import SINGLE_FILE, SliceReader
 from megatron_srpo.weights.table import Box, places, rank_table
 from tests.model.tiny import EXPERTS, stored_tensors, write_random_qwen3
@@ -65,7 +66,7 @@ def _check_shards(folder: Path, tp: int, pp: int, ep: int = 1) -> None:
     arch = Qwen3Architecture.from_hf_folder(folder)
     hf = stored_tensors(folder)
     rows = arch.padded_vocab_size(tp, 16) // tp
-    everyone = places(tp, pp, ep)
+    everyone = places(tp, PipelineStages(pp), ep)
     results = run_ranks(len(everyone), loaded, str(folder), tp, pp, torch.float32, ep)
     for place, result in zip(everyone, results, strict=True):
         table = rank_table(arch, place, rows)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.model.architecture import Experts, Qwen3Architecture
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.weights.engine_layout import SGLANG_VOCAB_MULTIPLE, hf_layout, sglang_layout
 from megatron_srpo.weights.plan import (
     Plan,
@@ -24,6 +25,7 @@ from megatron_srpo.weights.plan import (
 from tests.weights.engine_reference import megatron_parameters, random_hf, sglang_parameters
 from tests.weights.reference import EXPERTS, make_arch
 from tests.weights.sglang_facts import facts
+from tests.weights.test_table import pipelines
 
 ARCHITECTURES = {
     "grouped": {"num_heads": 8, "num_kv_heads": 4, "ffn_hidden_size": 16, "num_layers": 4},
@@ -42,8 +44,11 @@ CASES = [
 ]
 
 
-def make_training(arch: Qwen3Architecture, tp: int, pp: int, multiple: int = 16, ep: int = 1) -> Training:
-    return Training(tp, pp, arch.padded_vocab_size(tp, multiple) // tp, ep)
+def make_training(
+    arch: Qwen3Architecture, tp: int, pp: int | PipelineStages, multiple: int = 16, ep: int = 1
+) -> Training:
+    stages = pp if isinstance(pp, PipelineStages) else PipelineStages(pp)
+    return Training(tp, stages, arch.padded_vocab_size(tp, multiple) // tp, ep)
 
 
 def carry_out(plan: Plan, shards: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -66,7 +71,7 @@ def test_every_engine_rank_gets_exactly_what_it_holds(sizes, tp, pp, engine_tp):
     arch = make_arch(**sizes)
     training = make_training(arch, tp, pp)
     hf = random_hf(arch)
-    shards = megatron_parameters(arch, hf, tp, pp, training.vocab_rows)
+    shards = megatron_parameters(arch, hf, training)
     held = carry_out(plan_shards(arch, training, engine_tp, limit=200), shards)
     for rank in range(engine_tp):
         expected = sglang_parameters(arch, hf, rank, engine_tp)
@@ -93,7 +98,7 @@ def test_every_engine_rank_gets_exactly_its_experts(sizes, tp, pp, ep, engine_tp
     arch = make_arch(**sizes)
     training = make_training(arch, tp, pp, ep=ep)
     hf = random_hf(arch)
-    shards = megatron_parameters(arch, hf, tp, pp, training.vocab_rows, ep)
+    shards = megatron_parameters(arch, hf, training)
     held = carry_out(plan_shards(arch, training, engine_tp, 200, engine_ep), shards)
     for rank in range(engine_tp):
         expected = sglang_parameters(arch, hf, rank, engine_tp, engine_ep)
@@ -107,7 +112,7 @@ def test_whole_experts_arrive_under_their_hugging_face_names(tp, pp, ep):
     arch = make_arch(**MIXTURES["one layer dense"])
     training = make_training(arch, tp, pp, ep=ep)
     hf = random_hf(arch)
-    shards = megatron_parameters(arch, hf, tp, pp, training.vocab_rows, ep)
+    shards = megatron_parameters(arch, hf, training)
     plan = plan_whole(arch, training, range(training.ranks), limit=300)
     arrived = {name: value for lane in carry_out(plan, shards) for name, value in lane.items()}
     assert arrived.keys() == hf.keys()
@@ -120,7 +125,7 @@ def test_whole_tensors_arrive_under_their_hugging_face_names(tp, pp):
     training = make_training(arch, tp, pp)
     hf = random_hf(arch)
     plan = plan_whole(arch, training, assemblers=range(training.ranks), limit=300)
-    shards = megatron_parameters(arch, hf, tp, pp, training.vocab_rows)
+    shards = megatron_parameters(arch, hf, training)
     arrived: dict[str, torch.Tensor] = {}
     for lane in carry_out(plan, shards):
         assert not arrived.keys() & lane.keys()
@@ -132,10 +137,11 @@ def test_whole_tensors_arrive_under_their_hugging_face_names(tp, pp):
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Qwen3Architecture, Training, int, int]:
     kv_heads = draw(st.sampled_from([1, 2, 4]))
+    stages, layers = draw(pipelines())
     arch = make_arch(
         num_kv_heads=kv_heads,
         num_heads=4 * draw(st.sampled_from([1, 2])),
-        num_layers=draw(st.sampled_from([1, 2, 4])),
+        num_layers=layers,
         head_dim=draw(st.integers(1, 5)),
         hidden_size=draw(st.integers(1, 20)),
         ffn_hidden_size=4 * draw(st.integers(1, 5)),
@@ -143,8 +149,7 @@ def cases(draw: st.DrawFn) -> tuple[Qwen3Architecture, Training, int, int]:
         tied_embeddings=draw(st.booleans()),
     )
     tp = draw(st.sampled_from([n for n in (1, 2, 4) if kv_heads % n == 0]))
-    pp = draw(st.sampled_from([n for n in (1, 2, 4) if arch.num_layers % n == 0]))
-    training = make_training(arch, tp, pp, draw(st.integers(1, 40)))
+    training = make_training(arch, tp, stages, draw(st.integers(1, 40)))
     return arch, training, draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 5000))
 
 
@@ -153,7 +158,7 @@ def cases(draw: st.DrawFn) -> tuple[Qwen3Architecture, Training, int, int]:
 def test_any_sizes_any_layout_any_bucket(case):
     arch, training, engine_tp, limit = case
     hf = random_hf(arch)
-    shards = megatron_parameters(arch, hf, training.tp_size, training.pp_size, training.vocab_rows)
+    shards = megatron_parameters(arch, hf, training)
     plan = plan_shards(arch, training, engine_tp, limit)
     for rank, held in enumerate(carry_out(plan, shards)):
         for name, value in sglang_parameters(arch, hf, rank, engine_tp).items():

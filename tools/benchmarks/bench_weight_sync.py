@@ -36,6 +36,7 @@ from megatron_srpo import platform
 from megatron_srpo.config.sglang import SGLangConfig
 from megatron_srpo.errors import UserError
 from megatron_srpo.model.architecture import Qwen3Architecture, check_layout
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rollout.sglang.fleet import Fleet
 from megatron_srpo.weights.engine_layout import check_engine_layout
 from megatron_srpo.weights.table import hf_shapes
@@ -340,7 +341,7 @@ def check(arguments: argparse.Namespace, config: Mapping[str, Any]) -> Qwen3Arch
     if arguments.vocabulary < smallest:
         raise BenchmarkError(f"--vocabulary {arguments.vocabulary} is below the tokenizer's {smallest} ids")
     arch = Qwen3Architecture.from_hf_config(dict(config))
-    check_layout(arch, arguments.train_tp, arguments.train_pp)
+    check_layout(arch, arguments.train_tp, PipelineStages(arguments.train_pp))
     for engine_tp in arguments.engine_tp:
         check_engine_layout(arch, engine_tp)
     return arch

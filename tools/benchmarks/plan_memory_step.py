@@ -11,7 +11,6 @@ from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig
 from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
-from megatron_srpo.model.megatron_core import GPTModel
 from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
 from megatron_srpo.ops import VocabShard
 from megatron_srpo.session.models import DTYPES
@@ -67,7 +66,7 @@ def architecture(case: "Case") -> Qwen3Architecture:
     )
 
 
-def _random(arch: Qwen3Architecture, groups: ProcessGroups, case: "Case") -> GPTModel:
+def _random(arch: Qwen3Architecture, groups: ProcessGroups, case: "Case") -> torch.nn.Module:
     from tools.benchmarks.plan_memory import VOCAB_MULTIPLE
 
     model = build_policy(arch, groups, DTYPES[case.dtype], VOCAB_MULTIPLE)
@@ -89,14 +88,14 @@ def samples(trainer: Trainer, case: "Case") -> tuple[list[TrainingSample], Teach
     # A sequence's last token is no input: one more prompt token fills micro-batches to the last place.
     sequences = [TokenSequence(tokens(PROMPT + 1), tokens(RESPONSE)) for _ in range(2 * case.sequences)]
     distilled = range(0, len(sequences), 2) if case.teacher != "none" else range(0)
-    taught, lessons = trainer.teach({index: sequences[index] for index in distilled})
+    taught = trainer.teach({index: sequences[index] for index in distilled})
     old = trainer.score(sequences)
     batch = [
         TrainingSample(
             sequence=sequence,
-            streams=_streams(index in lessons),
+            streams=_streams(index in taught.lessons),
             old_R=old[index].log_prob_R,
-            lesson=taught.lessons[lessons[index]] if index in lessons else None,
+            lesson=taught.lessons.get(index),
         )
         for index, sequence in enumerate(sequences)
     ]
@@ -121,7 +120,7 @@ def storage_bytes(trainer: Trainer, taught: TeacherPass) -> dict[str, float]:
     ]
     mains = [main for group in _adam_groups(trainer) for main in group["params"]]
     teacher = list(trainer.teacher.copy.parameters()) if trainer.teacher.copy is not None else []
-    lessons = [lesson.hidden_RK for lesson in taught.lessons if lesson.hidden_RK is not None]
+    lessons = [lesson.hidden_RK for lesson in taught.lessons.values() if lesson.hidden_RK is not None]
     head = [taught.head.weight_VH] if taught.head is not None else []
     held = _storages(weights)
     return {

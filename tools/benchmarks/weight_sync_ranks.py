@@ -22,8 +22,9 @@ from megatron_srpo import platform
 from megatron_srpo.errors import UserError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
-from megatron_srpo.model.head import unwrap
+from megatron_srpo.model.chunks import vocab_rows_of
 from megatron_srpo.model.parallel import initialize_parallel
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.http import EventLoopThread
 from megatron_srpo.rollout.sglang.server import SGLangServer
@@ -132,8 +133,8 @@ class Ranks:
     def traffic(self, name: str) -> dict[str, int]:
         """Return the bytes that a push moves."""
         site, spec = self.site, self.spec
-        rows = unwrap(site.policy).vocab_size // spec.tp
-        training = Training(spec.tp, spec.pp, rows)
+        rows = vocab_rows_of(site.policy) // spec.tp
+        training = Training(spec.tp, PipelineStages(spec.pp), rows)
         item = site.settings.dtype.itemsize
         plan = self.variants[name].plan
         return traffic(name, site.arch, training, plan, spec.engine_tp, item).as_dict()

@@ -252,8 +252,8 @@ def traffic(
 
 def gathered_whole(arch: Qwen3Architecture, training: Training) -> int:
     """Return the elements that ``hf_tensors`` moves between ranks, all tensors to all of them."""
-    tp, pp = training.tp_size, training.pp_size
-    exchanged = sum(e.length for e in plan_exchanges(arch, tp, pp, training.vocab_rows))
+    tp, pp = training.tp_size, training.stages.size
+    exchanged = sum(e.length for e in plan_exchanges(arch, tp, training.stages, training.vocab_rows))
     all_gather = tp * (tp - 1)
     to_other_stages = tp * (pp - 1) * tp
     return exchanged * (all_gather + to_other_stages)

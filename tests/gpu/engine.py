@@ -1,6 +1,5 @@
 """Starts the runs of ``engine_runs`` and says what this GPU cannot run."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -50,13 +49,14 @@ def write_model(folder: Path, **overrides: Any) -> str:
     return str(write_random_qwen3(folder, **{**sizes, **overrides}))
 
 
-def on_gpu(job: str, layout: Layout, **arguments: Any) -> Any:
-    """Do one job of ``engine_runs`` in a process of its own."""
+def on_gpu(job: str, layout: Layout, ranks: int = 1, **arguments: Any) -> Any:
+    """Do one job of ``engine_runs`` in processes of its own; return what the first rank returned."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "input.pt"), Path(folder, "output.pt")
         torch.save({**arguments, "layout": plain_layout(layout)}, source)
-        command = [sys.executable, "-m", "tests.gpu.engine_runs", job, str(source), str(target)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        launch = [f"--nproc-per-node={ranks}", "--standalone", "-m", "tests.gpu.engine_runs"]
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, job, str(source), str(target)]
+        environment = platform.child_environment({"PYTHONPATH": str(ROOT)})
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return torch.load(target, weights_only=True)

@@ -1,4 +1,4 @@
-"""One rank on a GPU with layers of either kind: python -m tests.gpu.engine_runs JOB INPUT OUTPUT
+"""Ranks on GPUs with layers of either kind: torchrun -m tests.gpu.engine_runs JOB INPUT OUTPUT
 
 INPUT and OUTPUT are files of ``torch.save``: the arguments of a function below, and what it returned.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_srpo import platform
 from megatron_srpo.config.algorithm import AlgorithmConfig
@@ -25,6 +26,7 @@ from tests.training.harness import (
     fixed_rollouts,
     full_weights,
     make_trainer,
+    replica_rollouts,
     train_step,
 )
 
@@ -46,9 +48,10 @@ def logits(folder: str, layout: Layout, sequences: list[list[int]]) -> dict[str,
 def steps(folder: str, layout: Layout, algorithm: str) -> dict[str, Any]:
     """Two training steps; log-probs of the fixed rollouts before them."""
     trainer = _trainer(folder, layout, AlgorithmConfig(name=algorithm))
-    rollouts = fixed_rollouts()
+    rollouts = replica_rollouts(fixed_rollouts(), layout, trainer.groups)
     before = torch.cat([score.log_prob_R for score in trainer.score([r.sequence for r in rollouts])])
-    results = [train_step(trainer, rollouts), train_step(trainer, fixed_rollouts(seed=4))]
+    again = replica_rollouts(fixed_rollouts(seed=4), layout, trainer.groups)
+    results = [train_step(trainer, rollouts), train_step(trainer, again)]
     assert all(results)
     first = results[0]
     assert first is not None
@@ -138,12 +141,15 @@ def plain_layout(layout: Layout) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do one job on one rank; the process group is made by the platform module, as in a real run."""
+    """Do one job; the process group is made by the platform module, as in a real run."""
     name, source, target = sys.argv[1:]
     arguments = torch.load(Path(source), weights_only=True)
     arguments["layout"] = layout_of(arguments["layout"])
-    platform.init_distributed(timeout_s=300)
-    torch.save(globals()[name](**arguments), Path(target))
+    place = platform.init_distributed(timeout_s=300)
+    result = globals()[name](**arguments)
+    if place.rank == 0:
+        torch.save(result, Path(target))
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

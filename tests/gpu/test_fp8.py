@@ -60,6 +60,17 @@ def test_steps_are_near_those_in_bf16(folder: str, recipe: str, in_bf16: dict[st
         assert difference < LOG_PROBS
 
 
+@pytest.mark.gpu(2)
+@pytest.mark.parametrize("split", [{"tp": 2, "sequence": True}, {"cp": 2}, {}])
+def test_two_gpus_are_near_one(folder: str, recipe: str, split: dict[str, Any]) -> None:
+    """Of tensors that are cut, parts are rounded. The last are two replicas."""
+    two, one = (
+        on_gpu("steps", Layout(layers=fp8(recipe), **more), ranks=ranks, folder=folder, algorithm="grpo")
+        for ranks, more in ((2, split), (1, {}))
+    )
+    assert two["grad_norms"][1] == pytest.approx(one["grad_norms"][1], rel=GRADIENT)
+
+
 def test_log_prob_passes_can_stay_in_bf16(folder: str, recipe: str, in_bf16: dict[str, Any]) -> None:
     """Bit for bit those of a policy without FP8, while the gradient is another."""
     layout = Layout(layers=fp8(recipe), fp8_passes="training")

@@ -30,6 +30,11 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_random_qwen3(tmp_path_factory.mktemp("deep"), num_hidden_layers=4))
+
+
+@pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """With a dense layer between layers of experts."""
     options = {**EXPERTS, "num_hidden_layers": 3, "mlp_only_layers": [1]}
@@ -75,6 +80,7 @@ STEPS = {
     "one rank": ("dense", 1, {}),
     "tp2 sp": ("dense", 2, {"tp": 2, "sequence": True}),
     "pp2": ("dense", 2, {"pp": 2}),
+    "pp2 virtual": ("deep", 2, {"pp": 2, "virtual": 2, "capacity": 100}),
     "dp2 distributed": ("dense", 2, {"distributed": True, "overlap": True}),
     "recompute attention": ("dense", 1, {"recompute": "selective"}),
     "recompute layers": ("dense", 1, {"recompute": "full"}),
@@ -152,6 +158,16 @@ def test_rows_are_padded_to_what_products_take(wide: str, recipe: str) -> None:
     layout = Layout(tp=2, sequence=True, layers=layers, capacity=120)
     found = run_stand_in(2, jobs.passes, wide, layout, PENALISED, torch.bfloat16)
     assert found[0]["grad_norm"] == found[1]["grad_norm"]
+
+
+def test_replicas_do_not_wait_for_one_anothers_scales(wide: str) -> None:
+    """They have different numbers of micro-batches, and scales are agreed upon after each."""
+    layout = Layout(layers=Layers("transformer_engine", "delayed"), capacity=100)
+    for found in run_stand_in(2, jobs.passes, wide, layout, PENALISED, torch.bfloat16):
+        assert found["agreeing"] == 1
+    layout = Layout(tp=2, layers=Layers("transformer_engine", "delayed"), capacity=100)
+    for found in run_stand_in(2, jobs.passes, wide, layout, PENALISED, torch.bfloat16):
+        assert found["agreeing"] == 2
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])

@@ -1,5 +1,6 @@
 """The run's configuration: what its sections must agree on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from megatron_srpo.config.model import ModelConfig
 from megatron_srpo.config.reward import RewardConfig
 from megatron_srpo.config.rollout import RolloutConfig
 from megatron_srpo.config.run import RunConfig
-from megatron_srpo.config.training import TrainingConfig
+from megatron_srpo.config.training import OptimizerConfig, TeacherConfig, TrainingConfig
 from megatron_srpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -132,3 +133,26 @@ def test_every_key_is_explained(cls: type[Config]) -> None:
     unexplained = [field.name for field in fields if not field.metadata.get("help")]
     assert unexplained == []
     assert cls.__doc__
+
+
+class TestMatricesInFp8:
+    """Their fp32 values are the optimizer's alone."""
+
+    MODEL = ModelConfig(path="model", dtype="bfloat16", fp8="blockwise", fp8_params=True)
+
+    def config(self, **sections: Any) -> RunConfig:
+        return RunConfig(model=self.MODEL, **sections)
+
+    def test_a_distributed_optimizer_keeps_them(self) -> None:
+        assert self.config().model.fp8_params
+        with pytest.raises(ConfigError, match=r"needs optimizer\.distributed = True"):
+            self.config(optimizer=OptimizerConfig(distributed=False))
+
+    @pytest.mark.parametrize("mode", ["live", "trust_region"])
+    def test_a_live_teacher_has_no_other_weights(self, mode: str) -> None:
+        teacher = TeacherConfig(mode=mode)
+        with pytest.raises(ConfigError, match=rf"'{mode}', which asks the policy.*fp8_passes=all"):
+            self.config(teacher=teacher)
+        everywhere = replace(self.MODEL, fp8_passes="all")
+        assert RunConfig(model=everywhere, teacher=teacher).teacher.mode == mode
+        assert self.config(teacher=teacher, algorithm=AlgorithmConfig(name="grpo")).model.fp8_params

@@ -87,6 +87,9 @@ def test_an_accepted_mini_batch_divides_everything(
         (CheckpointConfig, "keep", 0),
         (ModelConfig, "dtype", "float16"),
         (ModelConfig, "vocab_multiple", 0),
+        (ModelConfig, "layers", "apex"),
+        (ModelConfig, "fp8", "nvfp4"),
+        (ModelConfig, "fp8_passes", "teacher"),
         (ParallelConfig, "tensor", 0),
         (ParallelConfig, "pipeline", 0),
     ],
@@ -104,3 +107,40 @@ def test_the_papers_values_are_the_defaults() -> None:
     assert (optimizer.grad_clip, optimizer.schedule) == (1.0, "constant")
     assert (TeacherConfig().mode, TeacherConfig().ema_rate) == ("ema", 0.05)
     assert TrainingConfig().prompts_per_mini_batch is None
+
+
+BF16 = {"path": "x", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"layers": "transformer_engine", "dtype": "float32"},
+            "'transformer_engine' with model.dtype = 'float32'",
+        ),
+        ({"fp8": "tensorwise", "dtype": "float32"}, "needs model.dtype = 'bfloat16'"),
+        ({"fp8": "tensorwise", "layers": "local"}, "model.layers is 'local'"),
+        ({"fp8": "delayed", "fp8_passes": "all"}, "learnt in training"),
+        ({"fp8_params": True}, "set model.fp8 to a recipe"),
+        ({"fp8_params": True, "fp8": "delayed"}, "rounded by scales"),
+        ({"fp8_params": True, "fp8": "mxfp8"}, "gradients' memory"),
+        ({"fp8_params": True, "fp8": "blockwise", "fp8_passes": "training"}, "no weights in bfloat16"),
+    ],
+)
+def test_precisions_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ModelConfig(**{**BF16, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fp8": "delayed"},
+        {"fp8": "mxfp8", "fp8_passes": "all", "layers": "transformer_engine"},
+        {"fp8": "blockwise", "fp8_params": True},
+        {"fp8": "tensorwise", "fp8_params": True, "fp8_passes": "all"},
+    ],
+)
+def test_precisions_that_go_together(options: dict[str, Any]) -> None:
+    assert ModelConfig(**BF16, **options).fp8 == options["fp8"]

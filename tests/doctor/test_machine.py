@@ -115,3 +115,20 @@ def test_loss_kernels(monkeypatch: pytest.MonkeyPatch, cuda: bool, used: bool, s
     monkeypatch.setattr(machine, "kernels", lambda: (used, "as it is"))
     check = machine.check_loss_kernels()
     assert (check.status, check.detail) == (status, "as it is")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (platform.Accelerator(), "not available; there is no CUDA device"),
+        (
+            platform.Accelerator((9, 0), (12, 9), "2.8.0"),
+            "delayed, tensorwise, blockwise; the device has compute capability 9.0, mxfp8 needs 10.0",
+        ),
+        (platform.Accelerator((10, 0), (13, 0), "2.10.0"), "delayed, tensorwise, blockwise, mxfp8"),
+    ],
+)
+def test_fp8_recipes(found: platform.Accelerator, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "accelerator", lambda: found)
+    check = machine.check_fp8()
+    assert (check.status, check.detail) == ("ok", said)

@@ -102,6 +102,21 @@ def test_transformer_engine(
     assert bool(check.remedy) == (status != "ok")
 
 
+def test_transformer_engine_built_from_source(
+    installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one distribution then, with its PyTorch part beside the package. Nothing is imported."""
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine" / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed["transformer-engine"] = "2.8.0+local"
+    assert packages.check_transformer_engine(cuda=True).status == "fail"
+    (tmp_path / "transformer_engine_torch.cpython-312-x86_64-linux-gnu.so").touch()
+    check = packages.check_transformer_engine(cuda=True)
+    assert (check.status, check.detail) == ("ok", "2.8.0+local")
+    assert packages.check_adam(cuda=True).detail.startswith("Transformer Engine's")
+
+
 def test_absent_transformer_engine_says_what_is_lost(installed: dict[str, str]) -> None:
     assert "FP8" in packages.check_transformer_engine(cuda=True).detail
 

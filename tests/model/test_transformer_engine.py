@@ -15,6 +15,7 @@ from megatron_srpo.model.precision import Layers
 from tests.model.tiny import EXPERTS, reference_logits, write_random_qwen3
 from tests.ranks import run_ranks
 from tests.te_stand_in import jobs, run_stand_in
+from tests.training import layer_jobs
 from tests.training.harness import Layout
 
 ENGINE = Layers("transformer_engine")
@@ -29,6 +30,11 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_random_qwen3(tmp_path_factory.mktemp("deep"), num_hidden_layers=4))
+
+
+@pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """With a dense layer between layers of experts."""
     options = {**EXPERTS, "num_hidden_layers": 3, "mlp_only_layers": [1]}
@@ -37,13 +43,13 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_logits_equal_those_of_transformers(dense: str, tp: int) -> None:
-    found = run_stand_in(tp, jobs.logits, dense, Layout(tp=tp, layers=ENGINE), SEQUENCES)[0]
+    found = run_stand_in(tp, layer_jobs.logits, dense, Layout(tp=tp, layers=ENGINE), SEQUENCES)[0]
     expected_TV = torch.cat(reference_logits(dense, SEQUENCES))
     torch.testing.assert_close(found["logits"], expected_TV, rtol=1e-4, atol=1e-4)
 
 
 def test_norms_lie_in_the_products_after_them(dense: str) -> None:
-    names = run_stand_in(1, jobs.logits, dense, Layout(layers=ENGINE), SEQUENCES)[0]["names"]
+    names = run_stand_in(1, layer_jobs.logits, dense, Layout(layers=ENGINE), SEQUENCES)[0]["names"]
     moved = {local: name for local, name in names.items() if local != name}
     layer = "decoder.layers.1."
     assert len(moved) == 4
@@ -52,7 +58,7 @@ def test_norms_lie_in_the_products_after_them(dense: str) -> None:
 
 
 def test_experts_lie_in_one_grouped_product(mixture: str) -> None:
-    found = run_stand_in(1, jobs.logits, mixture, Layout(layers=ENGINE), SEQUENCES)[0]
+    found = run_stand_in(1, layer_jobs.logits, mixture, Layout(layers=ENGINE), SEQUENCES)[0]
     names, layer = found["names"], "decoder.layers.2."
     expert = f"{layer}mlp.experts.local_experts.3.linear_fc2.weight"
     assert names[expert] == f"{layer}mlp.experts.linear_fc2.weight3"
@@ -65,8 +71,8 @@ def test_experts_lie_in_one_grouped_product(mixture: str) -> None:
 @pytest.mark.parametrize("kind", ["dense", "mixture"])
 def test_checkpoints_have_the_same_keys(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
-    engine = run_stand_in(1, jobs.logits, folder, Layout(layers=ENGINE), SEQUENCES)[0]["keys"]
-    local = run_ranks(1, jobs.logits, folder, Layout(), SEQUENCES)[0]["keys"]
+    engine = run_stand_in(1, layer_jobs.logits, folder, Layout(layers=ENGINE), SEQUENCES)[0]["keys"]
+    local = run_ranks(1, layer_jobs.logits, folder, Layout(), SEQUENCES)[0]["keys"]
     assert engine == local
 
 
@@ -74,6 +80,7 @@ STEPS = {
     "one rank": ("dense", 1, {}),
     "tp2 sp": ("dense", 2, {"tp": 2, "sequence": True}),
     "pp2": ("dense", 2, {"pp": 2}),
+    "pp2 virtual": ("deep", 2, {"pp": 2, "virtual": 2, "capacity": 100}),
     "dp2 distributed": ("dense", 2, {"distributed": True, "overlap": True}),
     "recompute attention": ("dense", 1, {"recompute": "selective"}),
     "recompute layers": ("dense", 1, {"recompute": "full"}),
@@ -86,8 +93,8 @@ STEPS = {
 def test_a_step_equals_that_of_local_layers(case: str, request: pytest.FixtureRequest) -> None:
     kind, world, options = STEPS[case]
     folder, algorithm = request.getfixturevalue(kind), AlgorithmConfig(name="srpo")
-    engine = run_stand_in(world, jobs.step, folder, Layout(layers=ENGINE, **options), algorithm, {})[0]
-    local = run_ranks(1, jobs.step, folder, Layout(), algorithm, {})[0]
+    engine = run_stand_in(world, layer_jobs.step, folder, Layout(layers=ENGINE, **options), algorithm, {})[0]
+    local = run_ranks(1, layer_jobs.step, folder, Layout(), algorithm, {})[0]
     assert engine["grad_norms"] == pytest.approx(local["grad_norms"], rel=RELATIVE)
     for name, value in local["sums"].items():
         assert engine["sums"][name] == pytest.approx(value, rel=RELATIVE, abs=1e-6), name
@@ -104,9 +111,9 @@ def test_a_checkpoint_goes_on_with_other_layers(
     runs: dict[str, Any] = {"local": (run_ranks, Layout()), "engine": (run_stand_in, Layout(layers=ENGINE))}
     second = "local" if first == "engine" else "engine"
     run, layout = runs[first]
-    before = run(1, jobs.save, folder, str(tmp_path), layout)[0]
+    before = run(1, layer_jobs.save, folder, str(tmp_path), layout)[0]
     run, layout = runs[second]
-    after = run(1, jobs.resume, folder, str(tmp_path / "step_00000001"), layout)[0]
+    after = run(1, layer_jobs.resume, folder, str(tmp_path / "step_00000001"), layout)[0]
     for name, tensor in before["weights"].items():
         assert torch.equal(after["weights"][name], tensor), name
     assert after["grad_norm"] == pytest.approx(before["grad_norm"], rel=RELATIVE)
@@ -151,6 +158,16 @@ def test_rows_are_padded_to_what_products_take(wide: str, recipe: str) -> None:
     layout = Layout(tp=2, sequence=True, layers=layers, capacity=120)
     found = run_stand_in(2, jobs.passes, wide, layout, PENALISED, torch.bfloat16)
     assert found[0]["grad_norm"] == found[1]["grad_norm"]
+
+
+def test_replicas_do_not_wait_for_one_anothers_scales(wide: str) -> None:
+    """They have different numbers of micro-batches, and scales are agreed upon after each."""
+    layout = Layout(layers=Layers("transformer_engine", "delayed"), capacity=100)
+    for found in run_stand_in(2, jobs.passes, wide, layout, PENALISED, torch.bfloat16):
+        assert found["agreeing"] == 1
+    layout = Layout(tp=2, layers=Layers("transformer_engine", "delayed"), capacity=100)
+    for found in run_stand_in(2, jobs.passes, wide, layout, PENALISED, torch.bfloat16):
+        assert found["agreeing"] == 2
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])

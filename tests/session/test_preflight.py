@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_srpo.config.loader import load_config, to_yaml
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import CheckpointError, ConfigError, ModelError
 from megatron_srpo.session.preflight import RESUMABLE, check_output, check_run, differences
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "models" / "qwen3-tiny"  # 8 heads, 4 key/value heads, 4 layers, 1024 positions
@@ -29,6 +31,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("overrides", "world", "message"),
     [
+        (
+            ["parallel.tensor=1", "model.dtype=bfloat16", "model.fp8=tensorwise"],
+            1,
+            r"'tensorwise' needs sizes that are multiples of 16, .*linear_fc2 is 32 x 24",
+        ),
         (
             ["parallel.tensor=2", "parallel.expert=2", "parallel.sequence=false"],
             2,
@@ -118,6 +125,30 @@ def test_impossible_arithmetic_is_refused(overrides: list[str], world: int, mess
 )
 def test_what_just_fits_is_accepted(overrides: list[str]) -> None:
     check_run(quickstart(*overrides), 2)
+
+
+def opened(rank: int, world: int, overrides: list[str]) -> str:
+    from megatron_srpo.session.build import open_run
+
+    try:
+        with open_run(quickstart(*overrides), resume=False):
+            return "opened"
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.layers=transformer_engine"], "cannot run here: there is no CUDA device; install"),
+        (["model.fp8=tensorwise"], "cannot run here: there is no CUDA device. Possible here: off"),
+    ],
+)
+def test_what_the_device_lacks_is_said_before_loading(overrides: list[str], said: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without CUDA")
+    overrides = ["model.dtype=bfloat16", "parallel.tensor=1", *overrides]
+    assert said in run_ranks(1, opened, overrides)[0]
 
 
 def test_a_model_folder_that_is_none_is_named(tmp_path: Path) -> None:

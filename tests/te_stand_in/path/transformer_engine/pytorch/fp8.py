@@ -10,10 +10,15 @@ from transformer_engine.common.recipe import DelayedScaling, Float8BlockScaling,
 
 
 class FP8GlobalStateManager:
-    """Whether FP8 is on. ``passes`` collects what each product used, for the tests."""
+    """Whether FP8 is on.
+
+    For the tests, ``passes`` collects what each product used, and ``group`` is that in which scales are
+    agreed upon.
+    """
 
     recipe: Recipe | None = None
     passes: list[str] = []  # noqa: RUF012
+    group: Any = None
 
     @classmethod
     def is_fp8_enabled(cls) -> bool:
@@ -27,6 +32,7 @@ def fp8_autocast(
     """Turn FP8 on or off."""
     before = FP8GlobalStateManager.recipe
     FP8GlobalStateManager.recipe = fp8_recipe if enabled else None
+    FP8GlobalStateManager.group = fp8_group
     try:
         yield
     finally:

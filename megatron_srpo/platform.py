@@ -79,6 +79,11 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return host.copy_(tensor)
 
 
+def is_on_host(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor lies where :func:`to_host` puts it."""
+    return tensor.device.type == "cpu" and (not has_cuda() or tensor.is_pinned())
+
+
 def backend() -> str:
     """Name the collective backend: NCCL with CUDA, gloo without."""
     return "nccl" if has_cuda() else "gloo"

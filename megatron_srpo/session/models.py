@@ -31,7 +31,7 @@ def build_trainer(config: RunConfig, arch: Qwen3Architecture, groups: ProcessGro
     return Trainer(
         policy=wrapped,
         optimizer=PolicyOptimizer(config.optimizer, wrapped, optimizer_steps(config)),
-        teacher=Teacher(config.teacher, wrapped, copy),
+        teacher=Teacher(config.teacher, wrapped, copy, groups),
         reference=_initial(config, arch, groups).eval() if penalised else None,
         groups=groups,
         form=_head_form(config, arch, groups),

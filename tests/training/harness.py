@@ -113,7 +113,7 @@ def make_trainer(
     return Trainer(
         policy=policy,
         optimizer=PolicyOptimizer(optimizer, policy, total_steps=10),
-        teacher=Teacher(teacher, policy, None if teacher.mode == "live" else load().eval()),
+        teacher=Teacher(teacher, policy, None if teacher.mode == "live" else load().eval(), groups),
         reference=load().eval() if algorithm.policy.kl_coefficient > 0 else None,
         groups=groups,
         form=HeadForm(

@@ -35,12 +35,13 @@ def make_trainer(case: "Case", groups: ProcessGroups | None = None) -> Trainer:
     optimizer = OptimizerConfig(warmup_steps=0, distributed=False)
     policy = wrap_policy(_random(arch, groups, case), optimizer)
     copy = _random(arch, groups, case).eval() if case.teacher not in ("none", "live") else None
+    teacher = TeacherConfig(mode="live" if case.teacher == "none" else case.teacher)
     padded = arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)
     distillation = DistillationConfig(vocabulary=case.vocabulary_compared)
     return Trainer(
         policy=policy,
         optimizer=PolicyOptimizer(optimizer, policy, total_steps=4),
-        teacher=Teacher(TeacherConfig(mode="live" if case.teacher == "none" else case.teacher), policy, copy),
+        teacher=Teacher(teacher, policy, copy, groups),
         reference=None,
         groups=groups,
         form=HeadForm(VocabShard(groups.tp, arch.vocab_size, padded), temperature=1.0),
@@ -128,7 +129,9 @@ def storage_bytes(trainer: Trainer, taught: TeacherPass) -> dict[str, float]:
         "weights": float(sum(held.values())),
         "gradients": float(_total(gradients)),
         "optimizer": float(sum(size for at, size in _storages([*states, *mains]).items() if at not in held)),
-        "teacher": float(_total([*teacher, *trainer.teacher.average])),
+        "teacher": float(
+            _total([*teacher, *(trainer.teacher.average.held if trainer.teacher.average else ())])
+        ),
         "lessons": float(_total([*lessons, *head])),
     }
 

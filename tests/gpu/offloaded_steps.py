@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     offload = bool(options.offload)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     platform.init_distributed(timeout_s=120)
     # Without Transformer Engine or Apex there is no distributed optimizer on a GPU.
     layout = Layout(distributed=HAVE_APEX_OR_TE)

@@ -112,8 +112,8 @@ def test_the_average_streams_its_share_and_gathers_the_rest() -> None:
 
 
 def test_what_lies_in_host_memory_crosses_pcie() -> None:
-    """To the GPU and back: 12 bytes of optimizer state, 4 of the average; 2 of the teacher's weights, once each
-    way for its pass and its update."""
+    """There and back: 12 bytes of optimizer state, 4 of the average. 2 of the teacher's weights there for its
+    pass, and back after its update."""
     count, layout = model_parameters(DENSE).total, Layout(data=4)
     speed = H100.host_link * IDEAL.host_link
     plain = trainer(layout)

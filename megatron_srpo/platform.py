@@ -123,6 +123,17 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return host.copy_(tensor)
 
 
+def is_on_host(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor lies where :func:`to_host` puts it."""
+    return tensor.device.type == "cpu" and (not has_cuda() or tensor.is_pinned())
+
+
+def give_back_memory() -> None:
+    """Give the device what this process's allocator keeps of earlier work, for other processes to take."""
+    if has_cuda():
+        torch.cuda.empty_cache()
+
+
 def backend() -> str:
     """Name the collective backend: NCCL with CUDA, gloo without."""
     return "nccl" if has_cuda() else "gloo"

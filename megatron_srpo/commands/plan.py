@@ -56,6 +56,10 @@ def _add_layout(group: Any) -> None:
     group.add_argument(
         "--distributed-optimizer", action=argparse.BooleanOptionalAction, help="default: distributed"
     )
+    for part in ("optimizer", "teacher"):
+        group.add_argument(
+            f"--offload-{part}", action=argparse.BooleanOptionalAction, help=f"{part}.offload (default: off)"
+        )
     group.add_argument("--server-tensor", type=positive_integer, metavar="N", help="GPUs of one server")
     group.add_argument(
         "--server-gpus",
@@ -105,7 +109,7 @@ def _add_output(group: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plan and print; exit status 1 when nothing fits."""
     from megatron_srpo.planner.answer import Answer, Wishes
-    from megatron_srpo.planner.request import Request
+    from megatron_srpo.planner.request import SEARCHED_WITH, Request
 
     request = Request(
         model=arguments.model,
@@ -113,9 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
         gpu=arguments.gpu,
         gpus=arguments.gpus,
-        layout=_given(
-            arguments, (*_LAYOUT, "sequence", "recompute", "dtype", "kernels", "distributed_optimizer")
-        ),
+        layout=_given(arguments, (*_LAYOUT, "sequence", "recompute", *sorted(SEARCHED_WITH))),
         servers={
             name: value
             for name, value in (("tensor", arguments.server_tensor), ("gpus", arguments.server_gpus))

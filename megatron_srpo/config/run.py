@@ -71,6 +71,11 @@ class RunConfig(Config):
                 "model.fp8_params = True needs optimizer.distributed = True, which keeps the fp32 weights; "
                 "set one of them otherwise"
             )
+        if self.optimizer.offload:
+            raise ConfigError(
+                "model.fp8_params = True with optimizer.offload = True: matrices in FP8 are made from fp32 "
+                "weights, which would be rounded twice; set one of them to false"
+            )
         live = self.algorithm.name != "grpo" and self.teacher.mode in ("live", "trust_region")
         if live and self.model.fp8_passes != "all":
             raise ConfigError(

@@ -28,6 +28,11 @@ class OptimizerConfig(Config):
         True,
         "Sum gradients over data-parallel replicas while the backward pass goes on, not after it.",
     )
+    offload: bool = option(
+        False,
+        "Keep Adam's state and the fp32 weights in host memory; they come to the device for the optimizer's "
+        "step, a few parameters at a time.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

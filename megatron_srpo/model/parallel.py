@@ -24,6 +24,7 @@ class ProcessGroups:
         replica: all ranks (tp x cp x pp) that work on the same data; its first rank is the replica's leader.
         ep: ranks of this stage that hold this layer's experts, each its part. Tensor-parallel ranks, or
             ranks of several replicas, or both.
+        expert_copies: all ranks with the same experts: ``dp_cp`` where experts are not spread.
         stage: ranks of this stage that together hold all its weights: the larger of ``tp`` and ``ep``.
         copy: all ranks that together hold all weights once (stage x pp): a replica or, with context
             parallelism, a part of one; or several replicas where experts are spread over more ranks.
@@ -39,6 +40,7 @@ class ProcessGroups:
     dp_cp: dist.ProcessGroup
     replica: dist.ProcessGroup
     ep: dist.ProcessGroup
+    expert_copies: dist.ProcessGroup
     stage: dist.ProcessGroup
     copy: dist.ProcessGroup
     sequence: bool = False
@@ -189,6 +191,7 @@ def initialize_parallel(
         dp_cp=parallel_state.get_data_parallel_group(with_context_parallel=True),
         replica=_replica_group(),
         ep=experts,
+        expert_copies=parallel_state.get_expert_data_parallel_group(),
         stage=experts if wider else tensor,
         copy=parallel_state.get_expert_tensor_model_pipeline_parallel_group() if wider else shards,
         sequence=sequence and tp > 1,

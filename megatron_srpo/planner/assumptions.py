@@ -26,6 +26,7 @@ class Assumptions:
     expert_launch_s: float = _assumed(1.2e-3, "the same with experts: routing, permutation, all-to-all")
     nvlink: float = _assumed(0.75, "share of NVLink in collectives")
     network: float = _assumed(0.80, "share of the network in collectives")
+    host_link: float = _assumed(0.70, "share of PCIe in copies from and to page-locked host memory")
     all_to_all: float = _assumed(
         0.15, "share of NVLink in the dropless all-to-all of experts, waiting included"
     )

@@ -112,17 +112,29 @@ def pipeline_traffic(shape: ModelShape, layout: Layout, tokens: float, links: Li
 def gradient_traffic(parameters: Parameters, layout: Layout, links: Links) -> list[Traffic]:
     """One optimizer step: gradients in fp32, and with the distributed optimizer the new weights."""
     found = []
-    dense, experts = layout.data * layout.context, layout.experts_shared_by
-    if not layout.distributed_optimizer:
-        experts = max(1, layout.tensor * dense // layout.expert)
     span = layout.gpus // layout.pipeline
-    for name, size, count in (("DP", dense, parameters.dense), ("expert DP", experts, parameters.experts)):
-        if size == 1 or not count:
-            continue
-        share = (size - 1) / size * count
+    for name, share in _received(parameters, layout):
         if layout.distributed_optimizer:
             found.append(links.transfer(f"{name} gradients", "reduce-scatter", 4 * share, span))
             found.append(links.transfer(f"{name} weights", "all-gather", layout.element_bytes * share, span))
         else:
             found.append(links.transfer(f"{name} gradients", "all-reduce", 8 * share, span))
     return found
+
+
+def average_traffic(parameters: Parameters, layout: Layout, links: Links) -> list[Traffic]:
+    """One update of the teacher's average: the rounded weights, of which each rank has made a part."""
+    span = layout.gpus // layout.pipeline
+    return [
+        links.transfer(f"{name} teacher", "all-gather", layout.element_bytes * share, span)
+        for name, share in _received(parameters, layout)
+    ]
+
+
+def _received(parameters: Parameters, layout: Layout) -> list[tuple[str, float]]:
+    """Name the groups of ranks with the same parameters, and what of these a rank gets from others."""
+    groups = (
+        ("DP", layout.copies, parameters.dense),
+        ("expert DP", layout.expert_copies, parameters.experts),
+    )
+    return [(name, (size - 1) / size * count) for name, size, count in groups if size > 1 and count]

@@ -16,6 +16,7 @@ class Gpu:
         bf16_flops, fp8_flops: dense matrix products per second, without sparsity.
         nvlink: bytes per second in one direction to the other GPUs of the node.
         network: bytes per second in one direction of this GPU's share of the node's network.
+        host_link: bytes per second in one direction to host memory.
         node_gpus: GPUs that NVLink joins.
         source: where the numbers were published.
     """
@@ -27,6 +28,7 @@ class Gpu:
     fp8_flops: float
     nvlink: float
     network: float
+    host_link: float
     node_gpus: int
     source: str
 
@@ -37,19 +39,21 @@ class Gpu:
 
 GPUS = {
     "h100": Gpu(
-        "h100", 80e9, 3.35e12, 989e12, 1979e12, 450e9, 50e9, 8,
+        "h100", 80e9, 3.35e12, 989e12, 1979e12, 450e9, 50e9, 64e9, 8,
         "NVIDIA H100 Tensor Core GPU datasheet (SXM5: 80 GB, 3.35 TB/s, BF16 1,979 and FP8 3,958 TFLOPS with "
-        "sparsity, NVLink 900 GB/s both ways); DGX H100 datasheet (8 x ConnectX-7 400 Gb/s)",
+        "sparsity; both ways: NVLink 900 GB/s, PCIe Gen5 128 GB/s); DGX H100 datasheet (8 x ConnectX-7 400 "
+        "Gb/s)",
     ),
     "h200": Gpu(
-        "h200", 141e9, 4.8e12, 989e12, 1979e12, 450e9, 50e9, 8,
+        "h200", 141e9, 4.8e12, 989e12, 1979e12, 450e9, 50e9, 64e9, 8,
         "NVIDIA H200 Tensor Core GPU datasheet (SXM: 141 GB, 4.8 TB/s, matrix products as H100, NVLink "
-        "900 GB/s both ways); DGX H200 datasheet (8 x ConnectX-7 400 Gb/s)",
+        "900 and PCIe Gen5 128 GB/s both ways); DGX H200 datasheet (8 x ConnectX-7 400 Gb/s)",
     ),
     "b200": Gpu(
-        "b200", 180e9, 8e12, 2250e12, 4500e12, 900e9, 50e9, 8,
+        "b200", 180e9, 8e12, 2250e12, 4500e12, 900e9, 50e9, 64e9, 8,
         "NVIDIA DGX B200 datasheet (8 GPUs: 1,440 GB, 64 TB/s, FP8 72 PFLOPS with sparsity, NVLink 14.4 TB/s "
-        "both ways, ConnectX-7 400 Gb/s); NVIDIA Blackwell architecture brief (BF16 2.25 PFLOPS dense)",
+        "both ways, ConnectX-7 400 Gb/s); NVIDIA Blackwell architecture brief (BF16 2.25 PFLOPS dense, "
+        "PCIe Gen5)",
     ),
 }  # fmt: skip
 

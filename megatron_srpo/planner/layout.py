@@ -20,6 +20,8 @@ class Layout:
         sequence: Megatron's sequence parallelism (needs TP above 1).
         recompute: none; selective: core attention; full: every layer is computed again in backward.
         distributed_optimizer: optimizer state is split over data-parallel and context-parallel ranks.
+        offload_optimizer: it lies in host memory and comes to the GPU for the optimizer's step.
+        offload_teacher: the teacher's weights and their average lie there as well.
         first_stage_layers, last_stage_layers: layers of these stages where they differ from the others.
         dtype: of weights and activations; fp8 keeps bf16 weights and multiplies in FP8.
         kernels: whose saved tensors count: transformer_engine, or local (this project's CPU layer spec).
@@ -34,6 +36,8 @@ class Layout:
     sequence: bool = False
     recompute: str = "none"
     distributed_optimizer: bool = True
+    offload_optimizer: bool = False
+    offload_teacher: bool = False
     first_stage_layers: int | None = None
     last_stage_layers: int | None = None
     dtype: str = "bfloat16"
@@ -55,16 +59,24 @@ class Layout:
         return DTYPE_BYTES[self.dtype]
 
     @property
+    def copies(self) -> int:
+        """How many ranks hold a dense parameter, of those that train the same shard."""
+        return self.data * self.context
+
+    @property
+    def expert_copies(self) -> int:
+        """How many ranks hold an expert."""
+        return max(1, self.tensor * self.context * self.data // self.expert)
+
+    @property
     def shared_by(self) -> int:
         """Over how many ranks the optimizer state of a dense parameter is split."""
-        return self.data * self.context if self.distributed_optimizer else 1
+        return self.copies if self.distributed_optimizer else 1
 
     @property
     def experts_shared_by(self) -> int:
         """Over how many ranks the optimizer state of an expert is split."""
-        if not self.distributed_optimizer:
-            return 1
-        return max(1, self.tensor * self.context * self.data // self.expert)
+        return self.expert_copies if self.distributed_optimizer else 1
 
     @property
     def stages(self) -> PipelineStages:
@@ -89,6 +101,8 @@ class Layout:
         parts += [f"DP{self.data}"]
         parts += ["SP"] if self.sequence else []
         parts += [f"recompute {self.recompute}"] if self.recompute != "none" else []
+        parts += ["optimizer offload"] if self.offload_optimizer else []
+        parts += ["teacher offload"] if self.offload_teacher else []
         return " ".join(parts)
 
 

@@ -1,9 +1,9 @@
 """Memory of one GPU by part, at the fullest moment of a training step."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 
-from megatron_srpo.planner.activations import stage_bytes, working_bytes
+from megatron_srpo.planner.activations import layer_bytes, stage_bytes, working_bytes
 from megatron_srpo.planner.assumptions import Assumptions
 from megatron_srpo.planner.hardware import Gpu
 from megatron_srpo.planner.layout import Layout
@@ -13,6 +13,8 @@ from megatron_srpo.planner.workload import Workload
 
 #: Bytes of one bucket of a weight synchronisation; a rank that assembles holds two (config/sync.py).
 SYNC_BUCKET_BYTES = 512 << 20
+#: Bytes of an offloaded optimizer's state that are on the device at once (training/host_adam.py).
+VISITING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,15 @@ class Memory:
         weights: of the policy, as they are multiplied with.
         gradients: Megatron-Core's fp32 buffer.
         optimizer: Adam's moments, and fp32 main weights where the policy is not fp32.
-        teacher: the copy that computes, and the fp32 average of mode ema where the copy is not fp32.
+        teacher: the copy that computes, and this rank's part of the fp32 average of mode ema where the copy
+            is not fp32.
         reference: the initial policy, where a KL penalty is on.
         lessons: what the last stage keeps of the teacher during the update: head and hidden states.
         activations: of the micro-batches in flight.
         loss: logits, their gradients and the head's gradient.
         working: what a layer's backward pass needs beyond that (by then, the loss's memory is free).
         buffers: collectives, weight synchronisation, CUDA context.
+        visiting: from host memory for a moment: state for the optimizer's step, or the teacher for its pass.
     """
 
     weights: float = 0.0
@@ -42,6 +46,7 @@ class Memory:
     loss: float = 0.0
     working: float = 0.0
     buffers: float = 0.0
+    visiting: float = 0.0
 
     @property
     def total(self) -> float:
@@ -77,7 +82,8 @@ def weight_bytes(parameters: Parameters, layout: Layout) -> float:
 def teacher_bytes(parameters: Parameters, layout: Layout, mode: str) -> float:
     """Return what the self-teacher adds in one of its modes (training/teacher.py)."""
     copy = layout.element_bytes * parameters.total
-    average = 0 if layout.dtype == "float32" else 4 * parameters.total
+    own = parameters.dense / layout.copies + parameters.experts / layout.expert_copies
+    average = 0 if layout.dtype == "float32" else 4 * own
     return {"none": 0, "live": 0, "frozen": copy, "trust_region": copy, "ema": copy + average}[mode]
 
 
@@ -90,7 +96,8 @@ def stage_memory(
     vocab_multiple: int = 128,
     device: str = "cuda",
 ) -> Memory:
-    """Predict one rank of pipeline stage ``stage`` while it updates the policy.
+    """Predict one rank of pipeline stage ``stage`` at its fullest: while it updates the policy, or while
+    something is there for which there is no room all the time.
 
     Args:
         device: "cuda", or "cpu" for what a test on this machine measures: no buffers, other chunks.
@@ -101,18 +108,61 @@ def stage_memory(
     count = workload.micro_batches(per_replica, workload.sequence_tokens, assumptions.packing_fill)
     last = stage == layout.pipeline - 1
     loss = _loss(shape, layout, workload, vocab_multiple, device) if last else 0.0
-    return Memory(
+    on_host = host_bytes(parameters, layout, workload.teacher)
+    stays = Memory(
         weights=weight_bytes(parameters, layout),
         gradients=4 * parameters.total,
-        optimizer=optimizer_bytes(parameters, layout),
-        teacher=teacher_bytes(parameters, layout, workload.teacher),
+        optimizer=optimizer_bytes(parameters, layout) - on_host.optimizer,
+        teacher=teacher_bytes(parameters, layout, workload.teacher) - on_host.teacher,
         reference=layout.element_bytes * parameters.total if workload.reference else 0.0,
         lessons=_lessons(shape, layout, workload, vocab_multiple) if last else 0.0,
+        buffers=_buffers(assumptions, workload) if device == "cuda" else 0.0,
+    )
+    updating = replace(
+        stays,
         activations=stage_bytes(shape, layout, stage, tokens, count),
         loss=loss,
         working=max(0.0, working_bytes(shape, layout, tokens) - loss),
-        buffers=_buffers(assumptions, workload) if device == "cuda" else 0.0,
     )
+    stepping = replace(stays, visiting=_visiting_state(shape, parameters, layout) if on_host.optimizer else 0)
+    teaching = replace(
+        stays,
+        visiting=layout.element_bytes * parameters.total if on_host.teacher else 0,
+        working=layer_bytes(shape, layout, tokens),
+    )
+    return max((updating, stepping, teaching), key=lambda moment: moment.total)
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes that one rank keeps in host memory."""
+
+    optimizer: float
+    teacher: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.optimizer + self.teacher
+
+
+def host_bytes(parameters: Parameters, layout: Layout, mode: str) -> HostMemory:
+    """Return what lies in host memory instead of on the GPU."""
+    return HostMemory(
+        optimizer_bytes(parameters, layout) if layout.offload_optimizer else 0.0,
+        teacher_bytes(parameters, layout, mode) if layout.offload_teacher else 0.0,
+    )
+
+
+def _visiting_state(shape: ModelShape, parameters: Parameters, layout: Layout) -> float:
+    """Return an offloaded optimizer's state on the GPU at its most, and the new weights that wait there."""
+    state = optimizer_bytes(parameters, layout)
+    each = 8 if layout.dtype == "float32" else 12
+    dense = parameters.dense / layout.shared_by
+    gate = 2 * shape.hidden_size * (0 if shape.is_moe else shape.ffn_hidden_size) // layout.tensor
+    largest = min(dense, max(parameters.embedding, parameters.head, gate))
+    waiting = 0.0 if layout.dtype == "float32" else state / 6
+    return min(state, max(VISITING_BYTES, each * largest)) + waiting
 
 
 def fullest_stage(

@@ -15,6 +15,11 @@ from megatron_srpo.planner.shape import find_model
 from megatron_srpo.planner.step import Engine, Problem
 from megatron_srpo.planner.workload import Workload, workload_of
 
+#: What of a layout a search takes as it is given.
+SEARCHED_WITH = frozenset(
+    {"dtype", "kernels", "distributed_optimizer", "offload_optimizer", "offload_teacher"}
+)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -102,7 +107,7 @@ class Request:
     @property
     def names_layout(self) -> bool:
         """Whether the user asked for one layout rather than for a search."""
-        return any(name not in ("dtype", "kernels", "distributed_optimizer") for name in self.layout)
+        return any(name not in SEARCHED_WITH for name in self.layout)
 
     def engine(self, layout: Layout) -> Engine:
         """Return the servers that were asked for; by default colocated, or beside as many GPUs as train."""
@@ -126,6 +131,8 @@ def _layout_of(config: RunConfig) -> Layout:
         expert=parallel.expert,
         recompute=config.training.recompute,
         distributed_optimizer=config.optimizer.distributed,
+        offload_optimizer=config.optimizer.offload,
+        offload_teacher=config.teacher.offload,
         dtype=config.model.dtype,
     )
 

@@ -151,7 +151,7 @@ def step_phases(
     """Time a step, whether or not it fits; return also what each GPU sends."""
     servers = _servers(problem, engine, cache_bytes)
     trainer = Trainer(problem.shape, layout, problem.workload, problem.gpu, problem.assumptions)
-    passes, optimizer = _training(trainer)
+    passes = _training(trainer)
     work, assumed = problem.workload, problem.assumptions
     sync, rollout = 0.0, 0.0
     traffic = [one for done in passes for one in done.traffic]
@@ -159,16 +159,16 @@ def step_phases(
         rollout = servers.steady_seconds() if work.staleness > 1 else servers.seconds()
         sync, sent = _synchronisation(problem, engine)
         traffic.append(sent)
-    score, teacher, update = (done.seconds for done in passes)
+    score, teacher, update, optimizer = (done.seconds for done in passes)
     switch = assumed.switch_s if engine.colocated and work.rollouts else 0.0
     other = (assumed.step_s if work.rollouts else 0.0) + switch
     return Phases(rollout, score, teacher, update, optimizer, sync, other), traffic
 
 
 @lru_cache(maxsize=20000)
-def _training(trainer: Trainer) -> tuple[tuple[Pass, Pass, Pass], float]:
+def _training(trainer: Trainer) -> tuple[Pass, Pass, Pass, Pass]:
     """The same for every choice of servers, so computed once."""
-    return (trainer.scoring(), trainer.teaching(), trainer.update()), trainer.optimizer()
+    return trainer.scoring(), trainer.teaching(), trainer.update(), trainer.optimizer()
 
 
 @lru_cache(maxsize=20000)

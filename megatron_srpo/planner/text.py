@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from megatron_srpo.planner.assumptions import meanings
 from megatron_srpo.planner.layout import Layout
-from megatron_srpo.planner.memory import in_gib, usable_bytes
+from megatron_srpo.planner.memory import host_bytes, in_gib, usable_bytes
 from megatron_srpo.planner.parameters import active_parameters, model_parameters, rank_parameters
 from megatron_srpo.planner.published import SOURCES, Published
 from megatron_srpo.planner.scaling import VARIATION, Curve, Effect
@@ -67,7 +67,7 @@ def describe_plan(problem: Problem, plan: Plan) -> str:
         "",
         f"Memory of the fullest GPU (pipeline stage {plan.stage}), {in_gib(available):.1f} GiB usable:",
         "",
-        memory_table(plan),
+        memory_table(problem, plan),
         "",
         phase_table(problem, plan),
     ]
@@ -92,10 +92,13 @@ def parameter_table(problem: Problem, layout: Layout) -> str:
     return table(["parameters", *counts], rows)
 
 
-def memory_table(plan: Plan) -> str:
-    """Memory by part while the policy is updated, and of a GPU that samples."""
+def memory_table(problem: Problem, plan: Plan) -> str:
+    """Memory by part at the fullest moment, and of a GPU that samples; host memory where it is used."""
     rows = [[name, f"{in_gib(size):.2f}"] for name, size in asdict(plan.memory).items() if size]
-    rows.append(["total while updating", f"{in_gib(plan.memory.total):.2f}"])
+    rows.append(["total at the fullest moment", f"{in_gib(plan.memory.total):.2f}"])
+    parameters = rank_parameters(problem.shape, plan.layout, plan.stage)
+    on_host = host_bytes(parameters, plan.layout, problem.workload.teacher).total
+    rows += [["in host memory", f"{in_gib(on_host):.2f}"]] if on_host else []
     if plan.engine_weights:
         where = "beside the trainer's" if plan.engine.colocated else "on GPUs of its own"
         rows.append([f"server's weights, {where}", f"{in_gib(plan.engine_weights):.2f}"])

@@ -12,6 +12,7 @@ from megatron_srpo.planner.assumptions import Assumptions
 from megatron_srpo.planner.communication import (
     Links,
     Traffic,
+    average_traffic,
     context_traffic,
     expert_traffic,
     gradient_traffic,
@@ -20,6 +21,7 @@ from megatron_srpo.planner.communication import (
 )
 from megatron_srpo.planner.hardware import Gpu
 from megatron_srpo.planner.layout import Layout
+from megatron_srpo.planner.memory import optimizer_bytes
 from megatron_srpo.planner.parameters import Parameters, rank_parameters
 from megatron_srpo.planner.shape import ModelShape
 from megatron_srpo.planner.workload import Workload
@@ -85,7 +87,9 @@ class Trainer:
         blend = 2 if self.workload.teacher == "trust_region" else 1
         routed = self.workload.sequences * self.workload.distilled_share * blend
         each = self.workload.teacher_prompt_tokens + self.workload.response_tokens
-        return self._forward(routed, each)
+        done = self._forward(routed, each)
+        visit = self._from_host(self.layout.element_bytes * self._largest_stage().total)
+        return replace(done, seconds=done.seconds + visit) if self._teacher_on_host else done
 
     def update(self) -> Pass:
         """Forward and backward over all rollouts and the gradients' reduction, all optimizer steps."""
@@ -107,14 +111,41 @@ class Trainer:
         seconds *= 1.0 + self.assumptions.straggler * replicas
         return Pass(steps * seconds, tuple(one.times(steps) for one in (*sent, *reduction)))
 
-    def optimizer(self) -> float:
-        """Seconds of Adam and of the teacher's average: both stream every parameter."""
+    def optimizer(self) -> Pass:
+        """Adam and the teacher's average: both stream every parameter of which this rank has the state."""
         parameters, layout = self._largest_stage(), self.layout
+        own = parameters.dense / layout.shared_by + parameters.experts / layout.experts_shared_by
         # Read gradient, weight and two moments, write weight and moments in fp32, and the bf16 weight.
-        adam = 30 * (parameters.dense / layout.shared_by + parameters.experts / layout.experts_shared_by)
-        average = 12 * parameters.total if self.workload.teacher == "ema" else 0
-        speed = self.gpu.bandwidth * self.assumptions.bandwidth
-        return (adam * self.workload.optimizer_steps + average) / speed
+        seconds = self._streamed(30 * own)
+        if layout.offload_optimizer:
+            seconds += self._from_host(2 * optimizer_bytes(parameters, layout))
+        average = self._average(parameters)
+        return replace(average, seconds=seconds * self.workload.optimizer_steps + average.seconds)
+
+    def _average(self, parameters: Parameters) -> Pass:
+        layout = self.layout
+        if self.workload.teacher != "ema":
+            return Pass(0.0, ())
+        if layout.dtype == "float32":
+            return Pass(self._streamed(12 * parameters.total), ())
+        own = parameters.dense / layout.copies + parameters.experts / layout.expert_copies
+        traffic = average_traffic(parameters, layout, self.links)
+        # Read the policy's part, read and write the average's; write, read and copy what is put together.
+        seconds = self._streamed(10 * own + 6 * parameters.total) + sum(one.seconds for one in traffic)
+        if self._teacher_on_host:
+            seconds += self._from_host(8 * own + layout.element_bytes * parameters.total)
+        return Pass(seconds, tuple(traffic))
+
+    @property
+    def _teacher_on_host(self) -> bool:
+        return self.layout.offload_teacher and self.workload.teacher not in ("none", "live")
+
+    def _streamed(self, size: float) -> float:
+        return size / (self.gpu.bandwidth * self.assumptions.bandwidth)
+
+    def _from_host(self, size: float) -> float:
+        """Seconds of copying so many bytes from or to host memory."""
+        return size / (self.gpu.host_link * self.assumptions.host_link)
 
     def _largest_stage(self) -> Parameters:
         ends = {0, self.layout.pipeline - 1}

@@ -40,7 +40,7 @@ def build_trainer(
     return Trainer(
         policy=wrapped,
         optimizer=PolicyOptimizer(config.optimizer, wrapped, optimizer_steps(config)),
-        teacher=Teacher(config.teacher, wrapped, copy, bf16=passes != "all"),
+        teacher=Teacher(config.teacher, wrapped, copy, groups, bf16=passes != "all"),
         reference=_initial(config, arch, groups, still).eval() if penalised else None,
         groups=groups,
         form=_head_form(config, arch, groups),

@@ -13,9 +13,17 @@ from megatron_srpo.model.architecture import Qwen3Architecture, check_expert_tok
 from megatron_srpo.model.precision import check_fp8_sizes
 from megatron_srpo.model.stages import PipelineStages
 
-# Sections and keys that may differ between a run and its continuation: they change what is shown or how
-# long it goes on, not the trajectory up to there.
-RESUMABLE = ("output_dir", "training.steps", "training.distributed_timeout_s", "checkpoint", "report")
+# Sections and keys that may differ between a run and its continuation: they change what is shown, where
+# memory is taken or how long it goes on, not the trajectory up to there.
+RESUMABLE = (
+    "output_dir",
+    "training.steps",
+    "training.distributed_timeout_s",
+    "optimizer.offload",
+    "teacher.offload",
+    "checkpoint",
+    "report",
+)
 
 
 def check_run(config: RunConfig, world_size: int) -> Qwen3Architecture:
@@ -93,7 +101,8 @@ def check_output(config: RunConfig, resume: bool) -> None:
         if not key.startswith(RESUMABLE):
             raise ConfigError(
                 f"{key} = {ours!r}, but the run in {config.output_dir} has {theirs!r}; a resumed run keeps "
-                "its configuration (only its length, output, checkpoints and reports may change)"
+                "its configuration (only its length, output, checkpoints, reports and what lies in host "
+                "memory may change)"
             )
 
 

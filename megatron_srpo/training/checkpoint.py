@@ -8,6 +8,7 @@ every rank has finished, so that a folder with the final name is always whole.
 import dataclasses
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_srpo.errors import CheckpointError
-from megatron_srpo.model.chunks import named_parameters, sharded_parameters, sharded_state
+from megatron_srpo.model.chunks import sharded_parameters, sharded_state
 from megatron_srpo.model.megatron_core import (
     CheckpointingException,
     ShardedObject,
@@ -26,6 +27,7 @@ from megatron_srpo.model.megatron_core import (
     tensor_parallel,
 )
 from megatron_srpo.model.parallel import ProcessGroups
+from megatron_srpo.training.average import SavedAverage, TeacherAverage
 from megatron_srpo.training.optimizer_state import describe_optimizer, restore_optimizer
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.folders import new_folder
@@ -97,8 +99,10 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
         ) from error
     restore_weights(trainer.policy, state["policy"])
     restore_optimizer(trainer.optimizer.optimizer, state)
+    trainer.optimizer.leave_device()
     trainer.optimizer.scheduler.load_state_dict(state["scheduler"])
-    _restore_average(trainer, state.get("teacher"))
+    if trainer.teacher.average is not None:
+        trainer.teacher.average.restore(state.get("teacher", {}))
     if "random" in state:
         _restore_random_states(state["random"])
     return state["progress"]
@@ -120,31 +124,26 @@ def _state(trainer: Trainer, loading: bool) -> dict[str, Any]:
         "random": _random_states(trainer.groups),
     }
     teacher = trainer.teacher
-    if teacher.average and teacher.copy is not None:
-        state["teacher"] = _average_state(teacher.copy, teacher.average, metadata)
+    if teacher.average is not None and teacher.copy is not None:
+        state["teacher"] = _average_state(teacher.copy, teacher.average, metadata, loading)
     return state
 
 
 def _average_state(
-    copy: torch.nn.Module, average: list[torch.Tensor], metadata: dict[str, Any]
+    copy: torch.nn.Module, average: TeacherAverage, metadata: dict[str, Any], loading: bool
 ) -> dict[str, Any]:
     """Describe the fp32 average by the sharding of the model that it belongs to."""
     sharded = sharded_parameters(copy, metadata)
-    return {
-        name: make_sharded_optimizer_tensor(tensor, value, prefix="teacher.average")
-        for (name, tensor), value in zip(sharded.items(), average, strict=True)
-    }
+    parts = average.to_load() if loading else average.to_save()
+    return {name: _sharded_average(sharded[name], part) for name, part in parts.items()}
 
 
-def _restore_average(trainer: Trainer, loaded: dict[str, torch.Tensor] | None) -> None:
-    copy = trainer.teacher.copy
-    if loaded is None or copy is None:
-        return
-    with torch.no_grad():
-        named = named_parameters(copy)
-        for (name, parameter), average in zip(named.items(), trainer.teacher.average, strict=True):
-            average.copy_(loaded[name])
-            parameter.copy_(average)
+def _sharded_average(parameter: Any, part: SavedAverage) -> Any:
+    described = make_sharded_optimizer_tensor(parameter, part.values, prefix="teacher.average")
+    if part.replica is None:
+        return described
+    # The last place of a parameter's replica number counts the ranks that hold the same.
+    return replace(described, replica_id=(*described.replica_id[:-1], part.replica))
 
 
 def _random_states(groups: ProcessGroups) -> ShardedObject:

@@ -1,6 +1,7 @@
 """Megatron-Core's DDP wrapper, AdamW and learning-rate schedule for the policy."""
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from megatron_srpo.model.megatron_core import (
     finalize_model_grads,
     get_megatron_optimizer,
 )
+from megatron_srpo.training.host_adam import HostAdam
 
 
 def wrap_policy(policy: torch.nn.Module, optimizer: OptimizerConfig) -> torch.nn.Module:
@@ -85,6 +87,8 @@ class PolicyOptimizer:
         self.optimizer: MegatronOptimizer = get_megatron_optimizer(
             _megatron_config(config, shared), self.chunks
         )
+        parts = self.optimizer.chained_optimizers if config.offload else []
+        self._on_host = [HostAdam(part, model) for part in parts]
         shared.grad_scale_func = self.optimizer.scale_loss
         self.scheduler = _scheduler(config, self.optimizer, total_steps)
 
@@ -101,12 +105,22 @@ class PolicyOptimizer:
         The schedule moves first, so that step k of a warm-up over w steps uses k / w of the learning rate.
         """
         self.scheduler.step(increment=1)
-        overflow = self.optimizer.prepare_grads()
-        norm = math.nan if overflow else self._clip()
-        applied = math.isfinite(norm)
-        if applied:
-            self.optimizer.step_with_ready_grads()
+        with ExitStack() as stack:
+            for part in self._on_host:
+                stack.enter_context(part.in_step())
+            overflow = self.optimizer.prepare_grads()
+            norm = math.nan if overflow else self._clip()
+            applied = math.isfinite(norm)
+            if applied:
+                self._apply()
         return OptimizerStep(norm, self.learning_rate, applied)
+
+    def _apply(self) -> None:
+        with ExitStack() as stack:
+            for part in self._on_host:
+                part.step()
+                stack.enter_context(part.stepped())
+            self.optimizer.step_with_ready_grads()
 
     def _clip(self) -> float:
         """Return the norm over all parameters, and clip by it.
@@ -126,6 +140,12 @@ class PolicyOptimizer:
             for state in part.optimizer.state.values():
                 if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
                     state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        self.leave_device()
+
+    def leave_device(self) -> None:
+        """Move to host memory what was made or loaded elsewhere, where the state lives there."""
+        for part in self._on_host:
+            part.leave()
 
     @property
     def learning_rate(self) -> float:

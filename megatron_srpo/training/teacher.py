@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from megatron_srpo.config.training import TeacherConfig
-from megatron_srpo.model.fp8 import plain, without_fp8
+from megatron_srpo.model.fp8 import without_fp8
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.ops import LinearHead
+from megatron_srpo.training.average import TeacherAverage
 from megatron_srpo.training.exchange import over_context
 from megatron_srpo.training.heads import HeadForm, blended_head
 from megatron_srpo.training.microbatches import MicroBatch, TokenSequence, in_step, micro_batches, scatter
@@ -44,6 +45,7 @@ class Teacher:
         policy: the model being trained.
         copy: a second model of the same layout and weights; ``None`` for mode ``live`` and where no algorithm
             asks the teacher.
+        groups: of the policy; ranks with the same weights share the average in mode ``ema``.
         bf16: whether the policy, where it is asked, leaves FP8 for that pass. The copy is as it was built.
     """
 
@@ -52,6 +54,7 @@ class Teacher:
         config: TeacherConfig,
         policy: torch.nn.Module,
         copy: torch.nn.Module | None,
+        groups: ProcessGroups,
         bf16: bool = False,
     ) -> None:
         self.config = config
@@ -59,21 +62,16 @@ class Teacher:
         self.policy = policy
         self.copy = copy
         self._host = HostWeights(copy) if copy is not None and config.offload else None
-        self.average = _fp32_copies(copy) if copy is not None and config.mode == "ema" else []
+        averaged = copy is not None and config.mode == "ema"
+        self.average = TeacherAverage(copy, groups, config.offload) if averaged else None
 
-    @torch.no_grad()
     def update(self) -> None:
-        """Take up the policy's weights: once per rollout batch, after its optimizer steps.
+        """Take up the policy's weights: once per rollout batch, after its optimizer steps. A collective.
 
         The average is kept in fp32: in bf16 a rate of 0.05 would lose small updates.
         """
-        if self.config.mode != "ema" or self.copy is None:
-            return
-        pairs = zip(self.policy.parameters(), self.copy.parameters(), strict=True)
-        for average, (current, used) in zip(self.average, pairs, strict=True):
-            average.lerp_(plain(current).to(average), self.config.ema_rate)
-            if used.data_ptr() != average.data_ptr():
-                used.copy_(average)
+        if self.average is not None:
+            self.average.follow(self.policy, self.config.ema_rate)
 
     def teach(
         self,
@@ -122,8 +120,3 @@ class Teacher:
             rate = self.config.trust_region_rate
             return [self.copy, self.policy], [1.0 - rate, rate]
         return [self.copy], [1.0]
-
-
-def _fp32_copies(model: torch.nn.Module) -> list[Tensor]:
-    """Return the fp32 state of the average: the model's own parameters where they are fp32 already."""
-    return [p.data if p.dtype == torch.float32 else p.data.float() for p in model.parameters()]

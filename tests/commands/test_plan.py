@@ -29,7 +29,7 @@ def test_a_given_layout_is_explained(capsys: pytest.CaptureFixture[str]) -> None
         "qwen3-8b: 8,190,735,360 parameters",
         "TP2 PP2 CP2 DP2 SP; servers TP4, colocated; 16 GPUs",
         "optimizer",
-        "total while updating",
+        "total at the fullest moment",
         "TP hidden states",
         "all-reduce",
         "weights to servers",
@@ -156,3 +156,11 @@ def test_the_layout_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> No
     layout = as_json([*options, "--tensor", "2", *overrides], capsys)["plan"]["layout"]
     expected = {"tensor": 2, "pipeline": 2, "data": 4, "sequence": False, "distributed_optimizer": False}
     assert expected.items() <= layout.items()
+    assert not layout["offload_optimizer"] and not layout["offload_teacher"]
+    overrides += ["optimizer.offload=true", "teacher.offload=true"]
+    layout = as_json([*options, "--tensor", "2", *overrides], capsys)["plan"]["layout"]
+    assert layout["offload_optimizer"] and layout["offload_teacher"]
+    layout = as_json([*options, "--tensor", "2", "--no-offload-teacher", *overrides], capsys)["plan"][
+        "layout"
+    ]
+    assert layout["offload_optimizer"] and not layout["offload_teacher"]

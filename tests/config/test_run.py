@@ -148,6 +148,10 @@ class TestMatricesInFp8:
         with pytest.raises(ConfigError, match=r"needs optimizer\.distributed = True"):
             self.config(optimizer=OptimizerConfig(distributed=False))
 
+    def test_they_are_not_made_from_weights_that_visit(self) -> None:
+        with pytest.raises(ConfigError, match=r"optimizer\.offload = True.*rounded twice"):
+            self.config(optimizer=OptimizerConfig(offload=True))
+
     @pytest.mark.parametrize("mode", ["live", "trust_region"])
     def test_a_live_teacher_has_no_other_weights(self, mode: str) -> None:
         teacher = TeacherConfig(mode=mode)

@@ -80,6 +80,17 @@ def test_operations_on_cuda_equal_those_on_the_cpu(dtype: torch.dtype) -> None:
         torch.testing.assert_close(cuda, cpu, rtol=1e-4, atol=1e-5)
 
 
+def test_memory_of_earlier_work_is_given_back() -> None:
+    from megatron_srpo import platform
+
+    work = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    size = work.nbytes
+    del work
+    free = torch.cuda.mem_get_info()[0]
+    platform.give_back_memory()
+    assert torch.cuda.mem_get_info()[0] >= free + size
+
+
 def test_an_offloaded_model_frees_the_device() -> None:
     from megatron_srpo.training.offload import HostWeights
 

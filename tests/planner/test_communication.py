@@ -5,6 +5,7 @@ import pytest
 from megatron_srpo.planner.assumptions import Assumptions
 from megatron_srpo.planner.communication import (
     Links,
+    average_traffic,
     context_traffic,
     expert_traffic,
     gradient_traffic,
@@ -73,3 +74,13 @@ def test_experts_are_reduced_over_fewer_ranks() -> None:
     assert sent["DP gradients", "reduce-scatter"] == pytest.approx(4 * 15 / 16 * count.dense)
     alone = gradient_traffic(count, Layout(data=8, expert=8), LINKS)
     assert not any("expert" in one.name for one in alone)
+
+
+def test_the_teachers_average_is_gathered_in_the_weights_type() -> None:
+    """Each rank makes its part, whatever the optimizer does; experts have fewer copies."""
+    layout = Layout(data=16, expert=4, distributed_optimizer=False)
+    count = rank_parameters(MOE, layout, 0)
+    dense, experts = average_traffic(count, layout, LINKS)
+    assert dense.sent == pytest.approx(2 * 15 / 16 * count.dense)
+    assert experts.sent == pytest.approx(2 * 3 / 4 * count.experts)
+    assert average_traffic(rank_parameters(DENSE, Layout(), 0), Layout(), LINKS) == []

@@ -8,7 +8,10 @@ import pytest
 from megatron_srpo.planner.assumptions import Assumptions
 from megatron_srpo.planner.layout import Layout
 from megatron_srpo.planner.memory import (
+    VISITING_BYTES,
+    Memory,
     fullest_stage,
+    host_bytes,
     optimizer_bytes,
     stage_memory,
     teacher_bytes,
@@ -17,7 +20,8 @@ from megatron_srpo.planner.memory import (
 from megatron_srpo.planner.parameters import rank_parameters
 from megatron_srpo.planner.shape import QWEN3
 from megatron_srpo.planner.workload import Workload
-from tools.benchmarks.plan_memory import COUNTED, compare
+from tests.ranks import run_ranks
+from tools.benchmarks.plan_memory import CASES, COUNTED, compare
 
 SHAPE, MOE = QWEN3["qwen3-8b"], QWEN3["qwen3-30b-a3b"]
 COUNT = 8_190_735_360
@@ -75,6 +79,64 @@ def test_the_distributed_optimizer_splits_state_over_replicas() -> None:
     assert optimizer_bytes(parameters, layout) == expected
     plain = replace(layout, distributed_optimizer=False)
     assert optimizer_bytes(parameters, plain) == 12 * parameters.total
+
+
+def test_the_average_is_split_over_replicas_and_context_with_any_optimizer() -> None:
+    layout = Layout(data=4, context=2, expert=4, distributed_optimizer=False)
+    parameters = rank_parameters(MOE, layout, 0)
+    expected = 2 * parameters.total + 4 * (parameters.dense / 8 + parameters.experts / 2)
+    assert teacher_bytes(parameters, layout, "ema") == expected
+    assert teacher_bytes(parameters, layout, "frozen") == 2 * parameters.total
+    assert teacher_bytes(parameters, replace(layout, dtype="float32"), "ema") == 4 * parameters.total
+
+
+def teacher_on_rank(rank: int, world: int, tensor: int) -> float:
+    from megatron_srpo.model.parallel import initialize_parallel
+    from tools.benchmarks.plan_memory_step import make_trainer, teacher_storage_bytes
+
+    return teacher_storage_bytes(make_trainer(CASES["bf16"], initialize_parallel(tensor, 1)))
+
+
+@pytest.mark.parametrize(("world", "tensor"), [(2, 1), (4, 2)])
+def test_a_real_teacher_takes_its_share(world: int, tensor: int) -> None:
+    layout = Layout(tensor=tensor, data=world // tensor, kernels="local")
+    parameters = rank_parameters(CASES["bf16"].shape, layout, 0)
+    expected = teacher_bytes(parameters, layout, "ema")
+    for found in run_ranks(world, teacher_on_rank, tensor):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_visiting_bytes_are_the_optimizers_own() -> None:
+    from megatron_srpo.training import host_adam
+
+    assert host_adam.VISITING_BYTES == VISITING_BYTES
+
+
+def moment(layout: Layout, workload: Workload | None = None) -> Memory:
+    return stage_memory(SHAPE, layout, workload or Workload(), Assumptions(), 0)
+
+
+def test_what_lies_in_host_memory_is_not_on_the_gpu() -> None:
+    plain, layout = Layout(data=8), Layout(data=8, offload_optimizer=True, offload_teacher=True)
+    kept, spared = moment(plain), moment(layout)
+    on_host = host_bytes(rank_parameters(SHAPE, layout, 0), layout, "ema")
+    assert (on_host.optimizer, on_host.teacher) == (12 * COUNT / 8, 2 * COUNT + 4 * COUNT / 8)
+    assert spared.optimizer == spared.teacher == 0
+    assert kept.resident - spared.resident == pytest.approx(on_host.total)
+    # Activations are the fullest moment here, so that all of it is won.
+    assert spared.visiting == 0 and kept.total - spared.total == pytest.approx(on_host.total)
+
+
+def test_what_visits_can_be_the_fullest_moment() -> None:
+    """Micro-batches so small that they need less than what comes for the optimizer's step, or the teacher."""
+    sizes = {"response_tokens": 8, "max_response_tokens": 8, "prompt_tokens": 8, "micro_batch_tokens": 16}
+    work = Workload(prompts=1, samples=1, vocabulary="sampled", **sizes)
+    stepping = moment(Layout(offload_optimizer=True), replace(work, teacher="live"))
+    # The embedding is the largest parameter: its state, and all new weights in bf16.
+    assert stepping.visiting == 12 * 151936 * 4096 + 2 * COUNT and stepping.activations == 0
+    teaching = moment(Layout(offload_teacher=True), work)
+    assert teaching.visiting == 2 * COUNT and teaching.teacher == 0
+    assert teaching.resident == teaching.total - teaching.visiting - teaching.working - teaching.lessons
 
 
 def test_fp8_keeps_two_copies_of_each_matrix() -> None:

@@ -131,7 +131,7 @@ def make_trainer(
     return Trainer(
         policy=policy,
         optimizer=PolicyOptimizer(optimizer, policy, total_steps=10),
-        teacher=Teacher(teacher, policy, copy, bf16=layout.fp8_passes != "all"),
+        teacher=Teacher(teacher, policy, copy, groups, bf16=layout.fp8_passes != "all"),
         reference=load(still).eval() if algorithm.policy.kl_coefficient > 0 else None,
         groups=groups,
         form=HeadForm(

@@ -11,6 +11,7 @@ from megatron_srpo.config.training import TeacherConfig
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
+from megatron_srpo.model.megatron_core import dist_checkpointing
 from megatron_srpo.model.parallel import initialize_parallel
 from megatron_srpo.training.checkpoint import (
     checkpoint_folder,
@@ -63,7 +64,9 @@ def two_steps(
         train_step(trainer, replica_rollouts(fixed_rollouts(seed=3), layout, groups))
         save_checkpoint(root, 1, trainer, {"note": "kept"}, keep=2)
     draw = torch.rand(3)
-    average = [value.clone() for value in trainer.teacher.average]
+    assert trainer.teacher.average is not None and trainer.teacher.copy is not None
+    kept = [*trainer.teacher.average.held, *trainer.teacher.copy.parameters()]
+    average = [value.detach().clone() for value in kept]
     result = train_step(trainer, replica_rollouts(fixed_rollouts(seed=4), layout, groups))
     assert result is not None
     return {
@@ -102,7 +105,6 @@ def test_the_same_layout_goes_on_bit_for_bit(
         assert one["learning_rate"] == other["learning_rate"]
         assert torch.equal(one["draw"], other["draw"])  # the random states came back
         assert all(torch.equal(a, b) for a, b in zip(one["average"], other["average"], strict=True))
-        assert all(value.dtype == torch.float32 for value in other["average"])
         for name, tensor in one["weights"].items():
             assert torch.equal(other["weights"][name], tensor), name
 
@@ -172,6 +174,62 @@ def test_experts_go_on_in_another_layout(
     for name, tensor in whole["weights"].items():
         # Adam's division by sqrt(v) amplifies rounding; a step from fresh moments differs by 1e-3 and more.
         assert (other["weights"][name] - tensor).norm() / tensor.norm() < 2e-5, name
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ranks", "experts"),
+    [
+        (Layout(distributed=True), Layout(distributed=True), (3, 1), False),
+        (Layout(), Layout(tp=2), (1, 4), False),
+        (Layout(tp=2, sequence=True), Layout(pp=2), (4, 4), False),
+        (Layout(ep=2), Layout(), (4, 3), True),
+        (Layout(), Layout(ep=2), (1, 4), True),
+    ],
+    ids=["dp3-one", "one-tp2dp2", "tp2dp2-pp2dp2", "ep2dp4-dp3", "one-ep2dp4"],
+)
+def test_a_shared_average_goes_on_in_another_layout(
+    folder: str,
+    mixture: str,
+    tmp_path: Path,
+    first: Layout,
+    second: Layout,
+    ranks: tuple[int, int],
+    experts: bool,
+) -> None:
+    """bf16: parts of the average are cut elsewhere. What is saved again is what had been saved."""
+    model, there, back = mixture if experts else folder, tmp_path / "there", tmp_path / "back"
+    saved = run_ranks(ranks[0], save_bf16, model, first, None, there)[0]
+    found = run_ranks(ranks[1], save_bf16, model, second, checkpoint_folder(there, 1), back)[0]
+    assert all(torch.equal(found[name], tensor) for name, tensor in saved.items())
+    one, other = (run_ranks(1, read_averages, checkpoint_folder(root, 1))[0] for root in (there, back))
+    assert one.keys() == other.keys() and all(value.dtype == torch.float32 for value in one.values())
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+    # In fp32 there is more to keep than the teacher's bf16 weights say.
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in one.values())
+
+
+def save_bf16(
+    rank: int, world: int, folder: str, layout: Layout, source: Path | None, root: Path
+) -> dict[str, torch.Tensor]:
+    """Save after a step, or what was loaded; return the teacher's weights."""
+    groups = layout.initialize()
+    # Four prompt groups over three replicas: a replica trains on what it is given.
+    teacher = TeacherConfig(ema_rate=0.3)
+    trainer = make_trainer(folder, groups, SRPO, teacher, dtype=torch.bfloat16, layout=layout)
+    if source is None:
+        train_step(trainer, replica_rollouts(fixed_rollouts(), layout, groups))
+    else:
+        load_checkpoint(source, trainer)
+    save_checkpoint(root, 1, trainer, {}, keep=1)
+    assert trainer.teacher.copy is not None
+    arch = Qwen3Architecture.from_hf_folder(folder)
+    return {name: tensor.clone() for name, tensor in hf_tensors(trainer.teacher.copy, arch, groups)}
+
+
+def read_averages(rank: int, world: int, path: Path) -> dict[str, torch.Tensor]:
+    initialize_parallel(1, 1)
+    found = dist_checkpointing.load_plain_tensors(str(path))
+    return {name: tensor for name, tensor in found.items() if name.startswith("teacher.average.")}
 
 
 def test_the_policy_can_be_read_without_the_rest(folder: str, tmp_path: Path) -> None:

@@ -34,12 +34,13 @@ def make_trainer(case: "Case", groups: ProcessGroups | None = None) -> Trainer:
     optimizer = OptimizerConfig(warmup_steps=0, distributed=False)
     policy = wrap_policy(_random(arch, groups, case), optimizer)
     copy = _random(arch, groups, case).eval() if case.teacher not in ("none", "live") else None
+    teacher = TeacherConfig(mode="live" if case.teacher == "none" else case.teacher)
     padded = arch.padded_vocab_size(groups.tp_size, VOCAB_MULTIPLE)
     distillation = DistillationConfig(vocabulary=case.vocabulary_compared)
     return Trainer(
         policy=policy,
         optimizer=PolicyOptimizer(optimizer, policy, total_steps=4),
-        teacher=Teacher(TeacherConfig(mode="live" if case.teacher == "none" else case.teacher), policy, copy),
+        teacher=Teacher(teacher, policy, copy, groups),
         reference=None,
         groups=groups,
         form=HeadForm(VocabShard(groups.tp, arch.vocab_size, padded), temperature=1.0),
@@ -119,7 +120,6 @@ def storage_bytes(trainer: Trainer, taught: TeacherPass) -> dict[str, float]:
         value for state in _adam(trainer).values() for value in state.values() if isinstance(value, Tensor)
     ]
     mains = [main for group in _adam_groups(trainer) for main in group["params"]]
-    teacher = list(trainer.teacher.copy.parameters()) if trainer.teacher.copy is not None else []
     lessons = [lesson.hidden_RK for lesson in taught.lessons.values() if lesson.hidden_RK is not None]
     head = [taught.head.weight_VH] if taught.head is not None else []
     held = _storages(weights)
@@ -127,9 +127,16 @@ def storage_bytes(trainer: Trainer, taught: TeacherPass) -> dict[str, float]:
         "weights": float(sum(held.values())),
         "gradients": float(_total(gradients)),
         "optimizer": float(sum(size for at, size in _storages([*states, *mains]).items() if at not in held)),
-        "teacher": float(_total([*teacher, *trainer.teacher.average])),
+        "teacher": teacher_storage_bytes(trainer),
         "lessons": float(_total([*lessons, *head])),
     }
+
+
+def teacher_storage_bytes(trainer: Trainer) -> float:
+    """Count the teacher's weights and this rank's part of its average."""
+    copy, average = trainer.teacher.copy, trainer.teacher.average
+    weights = list(copy.parameters()) if copy is not None else []
+    return float(_total([*weights, *(average.held if average is not None else ())]))
 
 
 def _adam(trainer: Trainer) -> dict:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_srpo import platform
 from megatron_srpo.errors import EngineError
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rollout.collect import from_first_patiently
@@ -189,6 +190,9 @@ class SGLangPublisher:
 
     def _wake(self, tags: list[str]) -> None:
         if self._resting:
+            # A server's device may be another rank's.
+            platform.give_back_memory()
+            dist.barrier()
             self._on_all("taking memory again", lambda server: server.resume_memory(tags))
 
     def _on_all(self, step: str, call: Callable[[SGLangServer], "Future[None]"]) -> None:

@@ -8,7 +8,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="YAML",
-        help="also check this run: its model folder, its layout, what Megatron-Core would build, what it uses",
+        help="also check this run: model folder, layout, what Megatron-Core would build, what is used",
     )
     parser.add_argument(
         "--model", metavar="FOLDER", help="also check this model folder (Hugging Face format)"

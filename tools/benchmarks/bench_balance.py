@@ -27,6 +27,8 @@ from megatron_srpo.commands.common import add_config_arguments, positive_integer
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import initialize_parallel
+from megatron_srpo.model.precision import LOCAL
+from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.session.models import build_dealer, build_trainer
 from megatron_srpo.training.exchange import gather_over_replicas
 from megatron_srpo.training.microbatches import TokenSequence
@@ -104,8 +106,9 @@ def step(trainer: Trainer, dealer: WorkDealer, work: ReplicaWork) -> Seconds:
 def measure(config: RunConfig, rounds: int) -> str:
     """Take turns with and without; return the table (the same on every rank)."""
     arch = Qwen3Architecture.from_hf_folder(config.model.path)
-    groups = initialize_parallel(config.parallel.tensor, config.parallel.pipeline)
-    trainer, dealer = build_trainer(config, arch, groups), build_dealer(config, arch, groups)
+    groups = initialize_parallel(config.parallel.tensor, PipelineStages.of(config.parallel))
+    trainer = build_trainer(config, arch, groups, LOCAL)
+    dealer = build_dealer(config, arch, groups)
     own = rollouts(arch, groups.dp_rank)
     lessons = {index: lesson for index, (_, lesson) in enumerate(own) if index % 2}
     work = ReplicaWork([sequence for sequence, _ in own], lessons, [True] * len(own), len(own))

@@ -213,11 +213,11 @@ def save_bf16(
 ) -> dict[str, torch.Tensor]:
     """Save after a step, or what was loaded; return the teacher's weights."""
     groups = layout.initialize()
-    # Four prompt groups over three replicas: a replica trains on what it is given.
     teacher = TeacherConfig(ema_rate=0.3)
     trainer = make_trainer(folder, groups, SRPO, teacher, dtype=torch.bfloat16, layout=layout)
     if source is None:
-        train_step(trainer, replica_rollouts(fixed_rollouts(), layout, groups))
+        # Twelve prompt groups: as many for each of two, three or four replicas.
+        train_step(trainer, replica_rollouts(fixed_rollouts(groups=12), layout, groups))
     else:
         load_checkpoint(source, trainer)
     save_checkpoint(root, 1, trainer, {}, keep=1)

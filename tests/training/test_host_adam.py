@@ -179,7 +179,7 @@ def overflow(rank: int, world: int, folder: str) -> None:
     train_step(trainer, fixed_rollouts())
     before, state = full_weights(trainer, folder), _state(trainer)
     trainer.optimizer.zero_grad()
-    trainer.optimizer.model.buffers[0].grad_data[0] = torch.inf
+    trainer.policy.buffers[0].grad_data[0] = torch.inf
     assert not trainer.optimizer.step().applied
     assert all(torch.equal(value, before[name]) for name, value in full_weights(trainer, folder).items())
     assert all(torch.equal(a, b) for a, b in zip(state, _state(trainer), strict=True))

@@ -39,10 +39,11 @@ def without_fp8(model: torch.nn.Module) -> Iterator[None]:
     """
     configs = {id(config): config for config in map(_config_of, model.modules()) if config is not None}
     kept = {key: config.fp8 for key, config in configs.items()}
-    for config in configs.values():
-        assert not (config.fp8 and config.fp8_param), "weights in FP8 have no bfloat16 pass"
-        config.fp8 = None
+    in_fp8 = any(config.fp8 and config.fp8_param for config in configs.values())
+    assert not in_fp8, "weights in FP8 have no bfloat16 pass"
     try:
+        for config in configs.values():
+            config.fp8 = None
         yield
     finally:
         for key, config in configs.items():

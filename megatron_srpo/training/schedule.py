@@ -32,7 +32,14 @@ def forward(model: torch.nn.Module, batches: Sequence[MicroBatch], collect: Coll
     def finish(output: Tensor, batch: MicroBatch, **_: Any) -> Tensor | None:
         return None if batch.idle else collect(_response_rows(model, output, batch), batch)
 
-    return _run(model, batches, finish, forward_only=True)
+    training = model.training
+    # Layers would prepare to be computed again in a backward pass, and Transformer Engine would take what it
+    # kept for this one in the next.
+    model.eval()
+    try:
+        return _run(model, batches, finish, forward_only=True)
+    finally:
+        model.train(training)
 
 
 def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss: Loss) -> list[Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
 
@@ -34,6 +35,7 @@ def checkpoint(
     """Compute ``function`` again in backward, in the FP8 state that it was first computed in."""
     from transformer_engine.pytorch.fp8 import FP8GlobalStateManager, fp8_autocast
 
+    assert torch.is_grad_enabled(), "what is kept for the backward pass is left for another one"
     recipe = FP8GlobalStateManager.recipe
 
     def again(*inputs: Any) -> Any:

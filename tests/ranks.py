@@ -120,22 +120,28 @@ class Pool:
                 store = os.path.join(folder, "store")
                 connection.send((function.__module__, function.__name__, rank, world, store, arguments))
             answers = [self._answer(rank, timeout) for rank in range(world)]
-        failures = [f"rank {rank}:\n{text}" for rank, (good, text) in enumerate(answers) if not good]
-        if failures:
-            self.stop()  # ranks may be out of step with one another: start afresh
-            raise RankFailure("\n".join(failures))
-        if any(_threads(process.pid) > MOST_THREADS for process, _ in self.workers):
+        lost = [rank for rank, answer in enumerate(answers) if isinstance(answer, str)]
+        if lost or any(_threads(process.pid) > MOST_THREADS for process, _ in self.workers):
+            # Workers that have answered are done with the job, also where it failed, and wait for the next.
             self.stop()
-        return [value for _, value in answers]
+        failures = [
+            f"rank {rank}:\n{answer if isinstance(answer, str) else answer[1]}"
+            for rank, answer in enumerate(answers)
+            if isinstance(answer, str) or not answer[0]
+        ]
+        if failures:
+            raise RankFailure("\n".join(failures))
+        return [answer[1] for answer in answers]
 
-    def _answer(self, rank: int, timeout: float) -> tuple[bool, Any]:
+    def _answer(self, rank: int, timeout: float) -> tuple[bool, Any] | str:
+        """Return a worker's answer, or say why there is none."""
         process, connection = self.workers[rank]
         try:
             if connection.poll(timeout):
                 return connection.recv()
         except (EOFError, ConnectionError):
-            return False, f"the process ended with exit code {process.exitcode}"
-        return False, f"no answer within {timeout} s"
+            return f"the process ended with exit code {process.exitcode}"
+        return f"no answer within {timeout} s"
 
 
 _POOL = Pool()

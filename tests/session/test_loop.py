@@ -178,11 +178,10 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     overrides = ["training.steps=6", "checkpoint.every=2", "teacher.ema_rate=0.3"]
-    for folder in (whole, killed):
-        (tmp_path / f"{folder.name}.yaml").write_text(to_yaml(small_config(folder, *overrides)))
-    log = tmp_path / "log"
-    finish(start(command(tmp_path / "whole.yaml"), log), log)
+    run_ranks(2, train_ranks, small_config(whole, *overrides), timeout=300)
 
+    (tmp_path / "killed.yaml").write_text(to_yaml(small_config(killed, *overrides)))
+    log = tmp_path / "log"
     process = start(command(tmp_path / "killed.yaml"), log)
     wait_for_row(killed, 3, process, log)
     time.sleep(0.3)  # into the middle of step 4

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,34 +195,30 @@ def serving_processes(run: Any) -> list[psutil.Process]:
     return [main, *main.children(recursive=True)]
 
 
-def train_while(rank: int, world: int, config: RunConfig, fault: str) -> tuple[list[int], list[str]]:
-    """Train with a server of the run's own; disturb it in the second step. Rank 0 returns what it did."""
+def train_while(rank: int, world: int, config: RunConfig) -> tuple[list[int], list[str]]:
+    """Train with a server of the run's own; disturb it step after step. Rank 0 returns what it did."""
     done: list[str] = []
 
     def prepare(run: Any) -> None:
         if rank == 0:
-            PREPARE[fault](run, done)
+            disturb_sampling(run, done, {1: kill, 2: freeze})
+            kill_in_sync(run, done, 3)
 
     return _train(config, prepare), done
 
 
-def while_sampling(disturb: Callable[[Any], str]) -> Callable[[Any, list[str]], None]:
-    """Disturb when a few responses of the second step have arrived and others have not."""
+def disturb_sampling(run: Any, done: list[str], faults: dict[int, Callable[[Any], str]]) -> None:
+    """In each of these steps, disturb when a few responses have arrived and others have not."""
+    engine = run.parts.sampling._engine
+    noted, seen, waiting = engine._on_finished, Counter(), dict(faults)
 
-    def prepare(run: Any, done: list[str]) -> None:
-        engine = run.parts.sampling._engine
-        noted, seen = engine._on_finished, []
+    def on_finished(url: str) -> None:
+        noted(url)
+        seen[run.step] += 1
+        if seen[run.step] == 3 and run.step in waiting:
+            done.append(waiting.pop(run.step)(run))
 
-        def on_finished(url: str) -> None:
-            noted(url)
-            if run.step == 1:
-                seen.append(url)
-                if len(seen) == 3 and not done:
-                    done.append(disturb(run))
-
-        engine._on_finished = on_finished
-
-    return prepare
+    engine._on_finished = on_finished
 
 
 def kill(run: Any) -> str:
@@ -244,46 +241,43 @@ def freeze(run: Any) -> str:
     return "frozen: " + " ".join(str(process.status() == psutil.STATUS_STOPPED) for process in frozen)
 
 
-def kill_in_sync(run: Any, done: list[str]) -> None:
-    """Kill the server when the first bucket of the second step's weights has been sent to it."""
+def kill_in_sync(run: Any, done: list[str], step: int) -> None:
+    """Kill the server when the first bucket of that step's weights has been sent to it."""
     transport = run.parts.publisher._sync._transport
-    send = transport.send
+    send, killed = transport.send, []
 
     def disturbed(filled: Any) -> Any:
         sending = send(filled)
-        if run.step == 1 and not done:
-            done.append(kill(run))
+        if run.step == step and not killed:
+            killed.append(kill(run))
+            done.extend(killed)
         return sending
 
     transport.send = disturbed
 
 
-PREPARE: dict[str, Callable[[Any, list[str]], None]] = {
-    "killed while sampling": while_sampling(kill),
-    "frozen while sampling": while_sampling(freeze),
-    "killed in a synchronisation": kill_in_sync,
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", PREPARE)
-def test_a_lost_server_comes_back_with_the_current_weights(tmp_path: Path, fault: str) -> None:
-    """The run ends with every rollout accounted for, sampled from the weights that it should be."""
+def test_a_lost_server_comes_back_with_the_current_weights(tmp_path: Path) -> None:
+    """Killed while sampling, frozen while sampling, killed in a synchronisation: one after the other.
+
+    The run ends with every rollout accounted for, sampled from the weights that it should be.
+    """
     config = config_for(
         tmp_path,
-        "training.steps=3",
+        "training.steps=5",
         "rollout.sglang.hang_timeout_s=15",
         "rollout.sync.timeout_s=60",
         "rollout.sync.bucket_mib=1",
         "rollout.sync.verify_every=0",
     )
-    results = run_ranks(2, train_while, config, fault, timeout=400)
+    results = run_ranks(2, train_while, config, timeout=500)
     counts = [counted for counted, _ in results]
-    done = results[0][1]
-    assert len(done) == 1 and ("killed" in done[0] or ("frozen: True" in done[0] and "False" not in done[0]))
+    first, frozen, second = results[0][1]
+    assert first.startswith("killed") and second.startswith("killed") and first != second
+    assert "frozen: True" in frozen and "False" not in frozen
     check_accounted_for(config, counts)
     log = (Path(config.output_dir) / "engine" / "sglang-0.log").read_text()
-    assert log.count("==== ") == 2, "the server was started once more"
+    assert log.count("==== ") == 4, "the server was started once more after each fault"
     assert not [
         p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])
     ]

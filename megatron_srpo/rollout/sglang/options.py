@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from typing import Any
 
 from megatron_srpo import platform
@@ -60,19 +61,26 @@ def server_arguments(config: SGLangConfig, model_path: str, dtype: str) -> list[
         EngineError: SGLang is not installed, or does not know an option or refuses its value.
     """
     require_sglang()
-    options = server_options(config, model_path, dtype)
+    try:
+        options = json.dumps(server_options(config, model_path, dtype))
+    except TypeError as error:
+        raise EngineError(f"sglang.options holds something that is not plain data: {error}") from error
+    return list(_ask(options))
+
+
+@lru_cache(maxsize=64)
+def _ask(options: str) -> tuple[str, ...]:
+    """Return the command line of options given as JSON. What SGLang said once, it says again."""
     try:
         asked = subprocess.run(
             [sys.executable, "-m", "megatron_srpo.rollout.sglang.serve", "--check"],
-            input=json.dumps(options),
+            input=options,
             env=platform.sglang_environment(None, 1),
             capture_output=True,
             text=True,
             timeout=_CHECK_TIMEOUT_S,
         )
         answer = json.loads(asked.stdout)
-    except TypeError as error:
-        raise EngineError(f"sglang.options holds something that is not plain data: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise EngineError(
             f"SGLang did not say within {_CHECK_TIMEOUT_S:g} s which options it knows"
@@ -81,7 +89,7 @@ def server_arguments(config: SGLangConfig, model_path: str, dtype: str) -> list[
         raise EngineError(f"SGLang cannot be imported here:\n{asked.stderr[-3000:]}") from error
     if "error" in answer:
         raise EngineError(answer["error"])
-    return answer["arguments"]
+    return tuple(answer["arguments"])
 
 
 def require_sglang() -> None:

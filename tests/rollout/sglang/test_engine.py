@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.seeds import request_seed
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.engine import EngineLost, SamplerSettings, SGLangEngine
-from megatron_srpo.rollout.sglang.process import HttpProcess
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams, VersionSpan
 from tests.model.tiny import load_reference
 from tests.rollout.models import full_forward_log_probs, tokens_of
@@ -26,7 +24,7 @@ from tests.rollout.sglang.test_sampler import (
     servers_and_engine,
     wait_until,
 )
-from tests.sglang_servers import TINY_MODEL, start_server
+from tests.sglang_servers import TINY_MODEL
 
 NOWHERE = Endpoint("http://127.0.0.1:9")
 
@@ -436,41 +434,3 @@ def test_a_wrong_key_is_named(sglang_endpoint: Endpoint) -> None:
     with pytest.raises(EngineError, match=r"pause: .*status 401"):
         wrong.servers[0].pause("abort").result()
     wrong.close()
-
-
-def kill(server: HttpProcess) -> None:
-    """Kill the main process and all others of the server at once."""
-    assert server.pid is not None
-    main = psutil.Process(server.pid)
-    family = [main, *main.children(recursive=True)]
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family, timeout=20)
-
-
-@pytest.mark.slow
-def test_a_server_killed_while_sampling_loses_only_what_was_in_flight() -> None:
-    """Half are done when it dies; a server started anew samples the rest, the same tokens as ever."""
-    requests, params = real_requests(prompts=4, samples=6), SamplingParams(1.0, 1.0, 200)
-    with start_server() as server:
-        settings = SamplerSettings(max_concurrency=4)
-        engine = SGLangEngine([server.endpoint], vocab_size=SIZE, stop_tokens=(), settings=settings)
-        undisturbed = tokens_of(engine.generate(requests, params))
-
-        def progress(count: int, total: int) -> None:
-            if count == 12:
-                kill(server)
-
-        with pytest.raises(EngineLost, match=server.endpoint.url):
-            engine.generate(requests, params, progress)
-        assert not server.is_alive()
-        finished = len(engine._kept)
-        assert 12 <= finished < len(requests)
-        server.start()
-        server.wait_ready()
-        assert server.starts == 2
-        sampled: list[int] = []
-        again = engine.generate(requests, params, lambda count, total: sampled.append(count))
-        engine.close()
-    assert tokens_of(again) == undisturbed
-    assert len(sampled) == len(requests) - finished

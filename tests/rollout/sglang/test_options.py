@@ -162,12 +162,27 @@ class TestCheck:
 
 
 class TestAsking:
+    @pytest.fixture(autouse=True)
+    def nothing_was_asked(self) -> None:
+        options._ask.cache_clear()
+
     def test_a_whole_command_line(self) -> None:
         require_sglang()
         arguments = server_arguments(SGLangConfig(options={"max_total_tokens": 99}), MODEL, "float32")
         assert f"--model-path={MODEL}" in arguments and "--dtype=float32" in arguments
         assert "--max-total-tokens=99" in arguments
         assert not any(argument.startswith(("--port", "--host", "--api-key")) for argument in arguments)
+
+    def test_the_same_is_asked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        answering = [sys.executable, "-c", 'print(\'{"arguments": ["--a"]}\')']
+        run, asked = subprocess.run, []
+        monkeypatch.setattr(
+            subprocess, "run", lambda command, **settings: asked.append(command) or run(answering, **settings)
+        )
+        for dtype in ("float32", "bfloat16", "float32"):
+            assert server_arguments(SGLangConfig(), MODEL, dtype) == ["--a"]
+        assert len(asked) == 2
 
     def test_an_unknown_option(self) -> None:
         require_sglang()

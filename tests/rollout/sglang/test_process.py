@@ -19,7 +19,7 @@ from megatron_srpo.rollout.sglang import process
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch, free_port, is_free, serves
 from tests.rollout.sglang.test_watch import wait_until
-from tests.sglang_servers import API_KEY, ROOT, start_server
+from tests.sglang_servers import API_KEY, ROOT
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 HOST = "127.0.0.1"
@@ -319,22 +319,6 @@ def test_a_real_server_dies_with_its_parent(sglang_server_process: HttpProcess) 
             parent.kill()
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert sglang_server_process.is_alive(), "others' servers are left alone"
-
-
-@pytest.mark.slow
-def test_a_real_server_whose_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as squatter:
-        squatter.bind((HOST, 0))
-        squatter.listen()
-        port = squatter.getsockname()[1]
-        choices = iter([port])
-        choose = process.free_port
-        monkeypatch.setattr(process, "free_port", lambda *given: next(choices, None) or choose(HOST))
-        with start_server() as server:
-            assert server.starts == 2, "the fault must happen"
-            assert f"on port {port}\n" in server.log_path.read_text()
-            assert not server.endpoint.url.endswith(f":{port}")
-            assert isinstance(fetch(server.endpoint, "/server_info", 10.0), Reply)
 
 
 def test_a_thread_that_ends_does_not_take_its_server_along(

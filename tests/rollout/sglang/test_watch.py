@@ -1,10 +1,7 @@
 """Dead, frozen or busy: with a clock moved by hand and scripted answers, then with a real server."""
 
-import os
-import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -12,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
-from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch
+from megatron_srpo.rollout.sglang.process import HttpProcess, Reply
 from megatron_srpo.rollout.sglang.watch import Condition, ServerWatch
-from tests.sglang_servers import start_server
 
 HANG_S = 300.0
 OK, BROKEN = Reply(200, b"{}"), Reply(503, b"")
@@ -182,45 +178,3 @@ def scheduler_of(server: HttpProcess) -> psutil.Process:
         if any("scheduler" in word for word in child.cmdline()):
             return child
     raise AssertionError("the server has no scheduler process")
-
-
-@pytest.mark.slow
-def test_a_real_server_busy_frozen_and_dead() -> None:
-    """One server, in the order in which a run might meet it; real limits are a hundred times longer."""
-    with start_server() as server, ServerWatch(server.endpoint, server.is_alive, 3.0) as watch:
-        params = {"max_new_tokens": 900, "ignore_eos": True, "n": 16}
-        body = {"input_ids": [5, 6, 7], "sampling_params": params}
-        with ThreadPoolExecutor(1) as pool:
-            began = time.monotonic()
-            request = pool.submit(fetch, server.endpoint, "/generate", 300.0, "POST", body)
-            wait_until(lambda: request.done() or watch.condition is not Condition.HEALTHY, "end of request")
-            assert watch.condition is Condition.HEALTHY
-            assert time.monotonic() - began > 3.0, "the request must outlast the limit"
-            reply = request.result()
-        assert isinstance(reply, Reply) and reply.status == 200
-
-        # The scheduler suspended: the front process still answers /health.
-        scheduler = scheduler_of(server)
-        scheduler.suspend()
-        wait_until(lambda: watch.condition is Condition.FROZEN, "frozen scheduler")
-        assert server.is_alive() and scheduler.status() == psutil.STATUS_STOPPED
-        assert isinstance(fetch(server.endpoint, "/model_info", 10.0), Reply)
-        # What the client reports outweighs the probes, until the next silence.
-        watch.note_progress()
-        assert watch.condition is Condition.HEALTHY
-        scheduler.resume()
-        wait_until(lambda: watch.silent_s < 0.5 and watch.condition is Condition.HEALTHY, "recovery")
-
-        # The front process suspended: nothing answers, but the process exists.
-        os.kill(server.pid, signal.SIGSTOP)
-        wait_until(lambda: watch.condition is Condition.FROZEN, "frozen front process")
-        assert server.is_alive()
-        os.kill(server.pid, signal.SIGCONT)
-        wait_until(lambda: watch.condition is Condition.HEALTHY, "recovery")
-
-        # Killed: seen at once, without waiting for a probe.
-        children = psutil.Process(server.pid).children(recursive=True)
-        os.kill(server.pid, signal.SIGKILL)
-        wait_until(lambda: watch.condition is Condition.DEAD, "death", seconds=10.0)
-        # SGLang's children follow by themselves.
-        assert psutil.wait_procs(children, timeout=30)[1] == []

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
+from megatron_srpo.rollout.sglang.process import Reply, fetch
 from tests.ranks import run_ranks
 from tests.rollout.sglang.syncing import (
     GREEDY,
@@ -17,20 +18,37 @@ from tests.rollout.sglang.syncing import (
     reference_log_probs,
     write_variant,
 )
+from tests.rollout.sglang.test_serve import PROMPTS as SAMPLED_PROMPTS
+from tests.rollout.sglang.test_serve import sample, tokens_of, without_cuda
 from tests.sglang_servers import start_server
 
 TRANSPORTS = ("tensor", "collective", "disk", "whole tensors")
 _versions = count(1, len(TRANSPORTS))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["engine TP 1", "engine TP 2"])
-def server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
-    """A server whose weights the tests of this file change: the shared one, or one of two ranks."""
-    if request.param == 1:
-        yield request.getfixturevalue("borrowed_endpoint")
-        return
-    with start_server(tensor_parallel=request.param) as process:
+@pytest.fixture(scope="module")
+def two_ranks() -> Iterator[Endpoint]:
+    with start_server(tensor_parallel=2) as process:
         yield process.endpoint
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["engine TP 1", "engine TP 2"])
+def server(request: pytest.FixtureRequest) -> Endpoint:
+    """A server whose weights the tests of this file change: the shared one, or one of two ranks."""
+    return request.getfixturevalue("borrowed_endpoint" if request.param == 1 else "two_ranks")
+
+
+@without_cuda
+def test_two_ranks_sample_what_one_does(sglang_endpoint: Endpoint, two_ranks: Endpoint) -> None:
+    """First of all: with the weights that both have read from the folder."""
+    assert two_ranks.tensor_parallel == 2
+    info = fetch(two_ranks, "/server_info", 30.0)
+    assert isinstance(info, Reply) and info.json()["tp_size"] == 2
+    for prompt in SAMPLED_PROMPTS:
+        one, two = (sample(endpoint, prompt, 4) for endpoint in (sglang_endpoint, two_ranks))
+        assert tokens_of(one) == tokens_of(two)
+        ours, theirs = ([e[0] for e in reply["meta_info"]["output_token_logprobs"]] for reply in (one, two))
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])

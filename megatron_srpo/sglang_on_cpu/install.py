@@ -1,6 +1,8 @@
 """The order in which the stand-ins are put in place."""
 
 import importlib.util
+import sys
+from typing import Any
 
 import torch
 
@@ -25,6 +27,9 @@ def install() -> None:
         triton.install()
     torchvision.install()
     kernels.install()
+    # SGLang's debugging looks for it and would load it into every scheduler: a second of processor time.
+    modules: Any = sys.modules
+    modules["megatron"] = None
 
 
 def is_installed() -> bool:

@@ -44,6 +44,7 @@ QUESTIONS = {
     "kernel of a GPU": "import sgl_kernel; sgl_kernel.rmsnorm",
     "kernel imported": "from sgl_kernel import fp8_scaled_mm; 1",
     "kernel submodule": "import sgl_kernel.scalar_type; 1",
+    "trainer": "import megatron.core; 1",
     "image class": "from torchvision.transforms import InterpolationMode; InterpolationMode.BICUBIC",
     "image class built": "from torchvision.transforms import Resize; Resize(3)",
     "image subclass": "from torchvision.transforms import Resize; type('Mine', (Resize,), {}).__name__",
@@ -111,8 +112,12 @@ def test_what_importers_see(question: str, expected: str) -> None:
 @with_sglang
 @pytest.mark.parametrize(
     ("question", "error"),
-    # SGLang probes for both and relies on ImportError, of which ModuleNotFoundError is one.
-    [("kernel imported", "ImportError"), ("kernel submodule", "ModuleNotFoundError")],
+    # SGLang probes for each and relies on ImportError, of which ModuleNotFoundError is one.
+    [
+        ("kernel imported", "ImportError"),
+        ("kernel submodule", "ModuleNotFoundError"),
+        ("trainer", "ModuleNotFoundError"),
+    ],
 )
 def test_what_importers_must_not_find(question: str, error: str) -> None:
     assert answers()[question].startswith(error)

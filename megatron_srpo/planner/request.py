@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.model import ModelConfig
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.planner.assumptions import Assumptions
@@ -133,8 +134,15 @@ def _layout_of(config: RunConfig) -> Layout:
         distributed_optimizer=config.optimizer.distributed,
         offload_optimizer=config.optimizer.offload,
         offload_teacher=config.teacher.offload,
-        dtype=config.model.dtype,
+        dtype="fp8" if config.model.fp8 != "off" else config.model.dtype,
+        kernels=_kernels_of(config.model),
     )
+
+
+def _kernels_of(model: ModelConfig) -> str:
+    """Say whose layers a run has on a GPU where everything is installed."""
+    local = model.layers == "local" or model.dtype == "float32"
+    return "local" if local else "transformer_engine"
 
 
 def _changed(work: Workload, given: dict[str, Any]) -> Workload:

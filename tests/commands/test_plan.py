@@ -164,3 +164,14 @@ def test_the_layout_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> No
         "layout"
     ]
     assert layout["offload_optimizer"] and not layout["offload_teacher"]
+
+
+def test_the_stages_and_the_precision_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["plan", "--model", "qwen3-8b", "--gpus", "32", "--config", "examples/quickstart.yaml"]
+    overrides = ["parallel.virtual=2", "parallel.first_stage_layers=8", "parallel.last_stage_layers=8"]
+    layout = as_json([*options, "--pipeline", "4", *overrides], capsys)["plan"]["layout"]
+    stages = {"virtual_pipeline": 2, "first_stage_layers": 8, "last_stage_layers": 8}
+    assert (stages | {"dtype": "float32", "kernels": "local"}).items() <= layout.items()
+    overrides = ["model.dtype=bfloat16", "model.fp8=blockwise"]
+    layout = as_json([*options, "--pipeline", "4", *overrides], capsys)["plan"]["layout"]
+    assert {"dtype": "fp8", "kernels": "transformer_engine"}.items() <= layout.items()

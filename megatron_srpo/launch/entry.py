@@ -10,8 +10,8 @@ def train(config: RunConfig, resume: bool = True) -> None:
     """Train as this rank; torchrun or srun has started all of them. The target of nemo-run's recipes.
 
     Args:
-        resume: go on where ``output_dir`` holds a run of this very configuration, as after a requeue; otherwise
-            such a folder is refused.
+        resume: go on where ``output_dir`` holds a run of this very configuration, as after a requeue;
+            otherwise such a folder is refused.
 
     Raises:
         UserError: the configuration, model, data or checkpoint cannot be used.

@@ -1,8 +1,8 @@
 """How the recipes spread each Qwen3 over GPUs of 80 GB, as data.
 
-Chosen with the planner (docs/plan.md) so that, with the papers' longest prompts and responses and every response
-distilled, no GPU needs more than 72 of its 80 GB, and among those the fewest means that cost time. None has run
-on a GPU yet. ``tests/launch/test_layouts.py`` computes every row anew.
+Chosen with the planner (docs/plan.md) so that, with the papers' longest prompts and responses and every
+response distilled, no GPU needs more than 72 of its 80 GB; among such layouts, one with the fewest means that
+cost time. None has run on a GPU yet. ``tests/launch/test_layouts.py`` computes every row anew.
 """
 
 from dataclasses import dataclass
@@ -60,8 +60,8 @@ LAYOUTS: dict[str, tuple[SizeLayout, ...]] = {
     ),
 }
 
-#: Share of the memory free at their start that colocated servers fill with weights and cache. Adam's moments come
-#: into being after that, and CUDA graphs and activations of the servers need room as well.
+#: Share of the memory free at their start that colocated servers fill with weights and cache. Adam's moments
+#: come into being after that, and CUDA graphs and activations of the servers need room as well.
 COLOCATED_MEM_FRACTION = 0.6
 
 

@@ -1,7 +1,7 @@
 """The papers' hyper-parameters, as data.
 
-From the tables of settings of SRPO (arXiv 2604.02288), which also ran its parents GRPO and SDPO; the same numbers
-stand in docs/algorithms.md, section 9. What a paper leaves open is marked "choice". Values that happen to be a
+From the settings of SRPO (arXiv 2604.02288), which also ran its parents GRPO and SDPO; the same numbers stand
+in docs/algorithms.md, section 9. What a paper leaves open is marked "choice". Values that happen to be a
 config's default are given all the same: a recipe must not change when a default does.
 """
 
@@ -106,8 +106,8 @@ def evaluation_config() -> EvaluationConfig:
 def data_config(folder: str) -> DataConfig:
     """Return prompts from ``train.jsonl`` and ``test.jsonl`` of a folder, in the papers' form.
 
-    That is the form of the SciKnowEval sets published with SDPO: ``prompt``, ``system`` and ``answer``, the letter of
-    a choice. Other data: change ``data.train`` and ``data.eval``.
+    That is the form of the SciKnowEval sets published with SDPO: ``prompt``, ``system`` and ``answer``, the
+    letter of a choice. Other data: change ``data.train`` and ``data.eval``.
     """
 
     def source(file: str) -> SourceConfig:

@@ -15,7 +15,9 @@ def test_the_list_names_every_recipe_with_its_layout(capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:19]] == list(RECIPES)
     assert lines[0].endswith("on 1 x 4 GPUs")
-    assert "qwen3-8b-grpo    1e-06  2          TP4 DP1 optimizer and teacher in host memory" in "\n".join(lines)
+    assert "qwen3-8b-grpo    1e-06  2          TP4 DP1 optimizer and teacher in host memory" in "\n".join(
+        lines
+    )
     assert lines[16].endswith("none"), "no layout of Qwen3 32B for 4 GPUs"
 
 

@@ -21,8 +21,9 @@ from megatron_srpo.planner.step import LEAST_RUNNING, Engine, Plan, Problem, pla
 from megatron_srpo.planner.workload import workload_of
 from megatron_srpo.session.preflight import check_run
 
-#: Most of an 80 GB GPU that a recipe may need, by the planner, when every response is as long as it can be and
-#: is distilled. The rest is for what the planner's account of a GPU, never measured, has wrong.
+#: Most of an 80 GB GPU that a recipe may need, by the planner, when every response is as long as it can be
+#: and is distilled. The rest is for what resting servers keep, and for what the planner's account of a GPU,
+#: never measured, has wrong.
 MOST_BYTES = 72e9
 #: Left free of a GPU on which servers sample: their CUDA graphs and activations.
 SERVERS_SPARE_BYTES = 4e9
@@ -84,8 +85,8 @@ def test_a_layout_fits_with_its_servers(size: str, nodes: int, gpus_per_node: in
     config = recipe_config(f"qwen3-{size}-srpo", num_nodes=nodes, gpus_per_node=gpus_per_node)
     plan, layout = planned(config, shape, gpus)
     assert plan.memory.total <= MOST_BYTES
-    # SGLang fills a share of what is free when it starts: then there are no moments of Adam yet (two thirds of
-    # its state in bf16). Later they are there, and the servers' part must still find room.
+    # SGLang fills a share of what is free when it starts: then there are no moments of Adam yet (two thirds
+    # of its state in bf16). Later they are there, and the servers' part must still find room.
     state = optimizer_bytes(rank_parameters(shape, layout, plan.stage), layout)
     moments = 0.0 if layout.offload_optimizer else state * 2 / 3
     gpu = find_gpu("h100")

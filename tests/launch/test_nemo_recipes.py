@@ -1,4 +1,4 @@
-"""The recipes as nemo-run sees them: trees of Config, serialised and back, changed from Python and its command line."""
+"""The recipes as nemo-run sees them: serialised and back, changed from Python and from its command line."""
 
 import importlib.util
 import inspect
@@ -48,8 +48,8 @@ def parsed(recipe: Any, *arguments: str) -> Any:
 def test_every_recipe_is_a_function_that_stands_for_its_config(name: str, nemo: ModuleType) -> None:
     function = vars(nemo)[RECIPES[name].function]
     arguments = {"model": "/models/m", "data": "/sets/s", "output_dir": "out", "placement": "disaggregated"}
-    recipe = function(**arguments, num_nodes=4, overrides=["training.steps=9"])
-    expected = recipe_config(name, **arguments, num_nodes=4, overrides=["training.steps=9"])
+    recipe = function(**arguments, num_nodes=4, overrides=["training.prompts_per_mini_batch=32"])
+    expected = recipe_config(name, **arguments, num_nodes=4, overrides=["training.prompts_per_mini_batch=32"])
     assert nemo.run_config(recipe) == expected
     assert recipe.__fn_or_cls__ is entry.train
     assert recipe.resume is True
@@ -118,7 +118,9 @@ def test_keys_are_changed_on_nemo_runs_command_line(
     assert type(found) is type(expected)
 
 
-@pytest.mark.parametrize("argument", ["training.steps=many", "parallel.first_stage_layers=many", "training.s=1"])
+@pytest.mark.parametrize(
+    "argument", ["training.steps=many", "parallel.first_stage_layers=many", "training.s=1"]
+)
 def test_nemo_runs_command_line_refuses_what_cannot_be_read(argument: str, nemo: ModuleType) -> None:
     from nemo_run.cli.cli_parser import CLIException
 

@@ -55,7 +55,12 @@ def test_servers_on_other_gpus_take_what_memory_there_is() -> None:
 
 
 def test_overrides_come_last_and_leave_everything_else() -> None:
-    overrides = ["training.steps=7", "data.train.0.limit=9", "parallel.tensor=8", "rollout.sglang.options={a: 1}"]
+    overrides = [
+        "training.steps=7",
+        "data.train.0.limit=9",
+        "parallel.tensor=8",
+        "rollout.sglang.options={a: 1}",
+    ]
     config, plain = recipe_config("qwen3-8b-srpo", overrides=overrides), recipe_config("qwen3-8b-srpo")
     assert (config.training.steps, config.data.train[0].limit, config.parallel.tensor) == (7, 9, 8)
     assert config.rollout.sglang.options == {"a": 1}
@@ -75,8 +80,14 @@ def test_a_recipe_is_found_by_both_spellings(name: str) -> None:
         ({"num_nodes": 0}, "num_nodes = 0 of recipe qwen3-8b-srpo; give a number from 1"),
         ({"gpus_per_node": -1}, "gpus_per_node = -1"),
         ({"gpus_per_node": 1}, "no layout of Qwen3 8b for 1 x 1 GPUs; there are layouts for: 2 GPUs"),
-        ({"gpus_per_node": 6, "overrides": ["parallel.tensor=4"]}, "6 GPUs cannot be shared by replicas of 4"),
-        ({"num_nodes": 3}, "32 prompts per optimizer step cannot be shared evenly by 6 data-parallel replicas"),
+        (
+            {"gpus_per_node": 6, "overrides": ["parallel.tensor=4"]},
+            "6 GPUs cannot be shared by replicas of 4",
+        ),
+        (
+            {"num_nodes": 3},
+            "32 prompts per optimizer step cannot be shared evenly by 6 data-parallel replicas",
+        ),
         ({"placement": "somewhere"}, "placement = 'somewhere'; choose one of"),
         ({"overrides": ["training.stepz=1"]}, "unknown config key 'training.stepz'; did you mean 'steps'?"),
         ({"overrides": ["training.steps"]}, "must look like section.key=value"),
@@ -92,7 +103,9 @@ def test_what_cannot_be_is_refused_with_a_remedy(arguments: dict, message: str) 
     # One of the 841 training questions on materials is also a test question, and is left out.
     [("chemistry", (1890, 210)), ("physics", (720, 80)), ("biology", (450, 50)), ("material", (840, 94))],
 )
-def test_the_papers_files_are_read_as_they_are(subject: str, rows: tuple[int, int], shared_data: Path) -> None:
+def test_the_papers_files_are_read_as_they_are(
+    subject: str, rows: tuple[int, int], shared_data: Path
+) -> None:
     """Every row of the published splits becomes a prompt with system message and answer."""
     folder = shared_data / "sciknoweval" / subject
     sets = load_prompts(recipe_config("qwen3-4b-srpo", data=str(folder)).data)

@@ -1,7 +1,10 @@
-"""SDPO on Qwen3 8B on one node of 8 GPUs, with nemo-run (docs/recipes.md).
+"""SDPO on Qwen3 8B on one node of 8 GPUs, with nemo-run (docs/recipes.md). Any key can be changed:
 
-python examples/sdpo.py config.training.steps=100                              # any key can be changed
-python examples/sdpo.py --factory "qwen3_32b_sdpo(num_nodes=4)" --to-yaml run.yaml  # another recipe; only look at it
+python examples/sdpo.py config.training.steps=100
+
+Another recipe, only to look at it:
+
+python examples/sdpo.py --factory "qwen3_14b_sdpo(num_gpus_per_node=4)" --dryrun
 """
 
 import nemo_run as run

@@ -1,7 +1,10 @@
-"""SRPO on Qwen3 8B on one node of 8 GPUs, with nemo-run (docs/recipes.md).
+"""SRPO on Qwen3 8B on one node of 8 GPUs, with nemo-run (docs/recipes.md). Any key can be changed:
 
-python examples/srpo.py config.training.steps=100                              # any key can be changed
-python examples/srpo.py --factory "qwen3_32b_srpo(num_nodes=4)" --to-yaml run.yaml  # another recipe; only look at it
+python examples/srpo.py config.training.steps=100
+
+Another recipe, only to look at it:
+
+python examples/srpo.py --factory "qwen3_14b_srpo(num_gpus_per_node=4)" --dryrun
 """
 
 import nemo_run as run

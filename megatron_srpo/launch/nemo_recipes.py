@@ -29,15 +29,15 @@ try:
     from nemo_run.cli.cli_parser import type_parser
 except ModuleNotFoundError as missing:
     raise ImportError(
-        f"nemo-run cannot be imported ({missing}): pip install 'megatron-srpo[launch]', or make install-launch. "
-        "`megatron-srpo recipes NAME` writes a recipe as YAML without it"
+        f"nemo-run cannot be imported ({missing}): pip install 'megatron-srpo[launch]', or make "
+        "install-launch. `megatron-srpo recipes NAME` writes a recipe as YAML without it"
     ) from missing
 
 run.cli.entrypoint(namespace="megatron_srpo", help="Train a policy")(train)
 
 
-# nemo-run 0.11 reads neither `float | None` nor tuples. Values of these types are YAML, as everywhere else here;
-# Python's None is read as well, as for nemo-run's own types.
+# nemo-run 0.11 reads neither `float | None` nor tuples. Values of these types are YAML, as everywhere else
+# here; Python's None is read as well, as for nemo-run's own types.
 @type_parser.register_parser(types.UnionType)
 @type_parser.register_parser(tuple)
 def _parse(text: str, annotation: Any) -> Any:

@@ -37,12 +37,13 @@ SMALL = (
 
 @pytest.mark.slow
 def test_an_example_trains_through_nemo_run(tmp_path: Path) -> None:
-    """Two data-parallel ranks. nemo-run's own exit status says nothing (it is 0 after a failure), so the run's
-    files are looked at."""
+    """Two data-parallel ranks. nemo-run's own exit status says nothing (it is 0 after a failure), so the
+    run's files are looked at."""
     output = tmp_path / "run"
     model = "examples/models/qwen3-tiny"
     command = [sys.executable, "examples/srpo.py", "--yes", "--factory"]
-    command += [f"qwen3_0_6b_srpo(model={model}, num_gpus_per_node=2)", f"config.output_dir={output}", *SMALL]
+    command += [f"qwen3_0_6b_srpo(model={model}, num_gpus_per_node=2)"]
+    command += [f"config.output_dir={output}", *SMALL]
     command += ["run.executor=torchrun", "run.executor.ntasks_per_node=2"]
     environment = {**os.environ, **_environment(), "NEMORUN_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)

@@ -48,7 +48,9 @@ def _parse(text: str, annotation: Any) -> Any:
 @run.cli.factory
 def torchrun(ranks: int = 8) -> run.Config[run.LocalExecutor]:
     """Return the executor that starts ``ranks`` ranks on this machine (``run.executor=torchrun``)."""
-    return run.Config(run.LocalExecutor, ntasks_per_node=ranks, launcher="torchrun")
+    # As in platform.child_environment: Megatron-Core orders communication and products by it.
+    variables = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    return run.Config(run.LocalExecutor, ntasks_per_node=ranks, launcher="torchrun", env_vars=variables)
 
 
 class RecipeFunction(Protocol):

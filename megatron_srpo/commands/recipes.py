@@ -83,7 +83,7 @@ def yaml_text(recipe: Recipe, config: RunConfig, num_nodes: int, gpus_per_node: 
     if num_nodes > 1:
         start = (
             f"torchrun --nnodes {num_nodes} --nproc-per-node {gpus_per_node} ... -m megatron_srpo.cli train "
-            "--config FILE\n# A run starts servers on one machine only; with several, start them and name them "
+            "--config FILE\n# A run starts servers on one machine only; with several, start and name them "
             "in rollout.sglang.urls (docs/recipes.md)."
         )
     return f"{head}#   {start}\n{to_yaml(config)}"

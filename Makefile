@@ -36,7 +36,7 @@ quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, 
 	    $(addprefix rollout.engine=,$(ENGINE)) output_dir=$(RUN)
 	@echo "Report: $(RUN)/report.html"
 
-test: $(VENV)/.dev $(VENV)/.sglang $(VENV)/.kernels ## install, then run all tests; what cannot run here is counted by reason
+test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.sglang $(VENV)/.kernels ## install, then run all tests; what cannot run here is counted by reason
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy

@@ -102,5 +102,7 @@ setup(
         "console_scripts": ["megatron-srpo = megatron_srpo.cli:main"],
         # SGLang calls it in each of its processes; it acts only in servers that run without CUDA.
         "sglang.srt.plugins": ["megatron_srpo = megatron_srpo.platform:sglang_plugin"],
+        # nemo-run imports it for its command line: `nemo megatron_srpo train --factory qwen3_8b_srpo`.
+        "nemo_run.cli": ["megatron_srpo = megatron_srpo.launch.nemo_recipes"],
     },
 )

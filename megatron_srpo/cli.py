@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from megatron_srpo import __version__
-from megatron_srpo.commands import compare, doctor, evaluate, plan, report, train
+from megatron_srpo.commands import compare, doctor, evaluate, plan, recipes, report, train
 from megatron_srpo.errors import UserError
 
 _EPILOG = """\
@@ -18,6 +18,7 @@ examples:
   megatron-srpo compare --config examples/quickstart.yaml --seeds 1 2 3
   megatron-srpo doctor --config examples/quickstart.yaml
   megatron-srpo plan --model qwen3-8b --gpus 64
+  megatron-srpo recipes qwen3-8b-srpo --num-nodes 2 --out run.yaml
 
 Every command has its own --help.
 """
@@ -31,6 +32,7 @@ _COMMANDS = {
     "report": (report, "write the report page of a run"),
     "doctor": (doctor, "check machine, packages, config and model folder"),
     "plan": (plan, "predict memory and time of a layout, or search the layouts of N GPUs"),
+    "recipes": (recipes, "list the recipes for Qwen3 0.6B to 32B, or write one as YAML"),
 }
 
 

@@ -6,7 +6,6 @@ run folder (output_dir) receives metrics.jsonl, rollouts.jsonl, checkpoints, rep
 """
 
 import argparse
-import sys
 
 from megatron_srpo import platform
 from megatron_srpo.commands.common import (
@@ -17,6 +16,7 @@ from megatron_srpo.commands.common import (
     run_config,
 )
 from megatron_srpo.config.run import RunConfig
+from megatron_srpo.launch.entry import train_rank
 from megatron_srpo.session.preflight import check_output, check_run
 
 
@@ -58,10 +58,5 @@ def sys_arguments(arguments: argparse.Namespace) -> list[str]:
 
 def train_here(config: RunConfig, resume: bool) -> int:
     """Train as this rank."""
-    from megatron_srpo.loop import train
-    from megatron_srpo.session.build import open_run
-
-    with open_run(config, resume) as run_:
-        train(run_)
-    sys.stdout.flush()
+    train_rank(config, resume)
     return 0

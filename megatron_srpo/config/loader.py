@@ -32,6 +32,19 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     return build(cls, tree)
 
 
+def with_overrides(config: C, overrides: Sequence[str]) -> C:
+    """Return a config with ``a.b=c`` overrides applied, written as for :func:`load_config`."""
+    tree = _unshared(to_tree(config))
+    for override in overrides:
+        _apply_override(tree, override)
+    return build(type(config), tree)
+
+
+def parse_value(text: str, expected: Any, path: str = "value") -> Any:
+    """Read one value, written as YAML, into the declared type of a field."""
+    return _convert(_parse(text, f"{path} {text!r} is not valid YAML"), expected, path)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping, with an error that names the file and line."""
     try:

@@ -7,7 +7,7 @@ import pytest
 from megatron_srpo import __version__
 from megatron_srpo.cli import main, make_parser
 
-COMMANDS = ["train", "eval", "compare", "report", "doctor", "plan"]
+COMMANDS = ["train", "eval", "compare", "report", "doctor", "plan", "recipes"]
 
 
 def printed_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -33,6 +33,7 @@ def test_the_overview_names_every_command_with_examples(capsys: pytest.CaptureFi
         ("report", ["report.html", "run_dir"]),
         ("doctor", ["remedy", "--config"]),
         ("plan", ["--gpus N", "--recompute", "--scaling N", "--assume NAME VALUE", "--json", "docs/plan.md"]),
+        ("recipes", ["--model FOLDER", "--num-nodes N", "--placement", "--out FILE", "docs/recipes.md"]),
     ],
 )
 def test_every_command_explains_itself(

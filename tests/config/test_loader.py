@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from megatron_srpo.config.base import Config, option
-from megatron_srpo.config.loader import build, load_config, read_yaml, to_tree, to_yaml
+from megatron_srpo.config.loader import (
+    build,
+    load_config,
+    parse_value,
+    read_yaml,
+    to_tree,
+    to_yaml,
+    with_overrides,
+)
 from megatron_srpo.errors import ConfigError
 
 
@@ -293,3 +301,37 @@ def test_to_yaml_keeps_the_order_of_declaration() -> None:
         "title",
         "branch",
     ]
+
+
+def test_overrides_of_a_built_config_leave_it_as_it_was() -> None:
+    config = Tree(branch=Branch(leaves=(Leaf(name="a"),), extra={"list": [1, 2]}))
+    changed = with_overrides(config, ["branch.leaves.0.size=3", "branch.extra.list.0=7", "title=new"])
+    assert (changed.title, changed.branch.leaves[0]) == ("new", Leaf(name="a", size=3))
+    assert changed.branch.extra == {"list": [7, 2]}
+    assert config == Tree(branch=Branch(leaves=(Leaf(name="a"),), extra={"list": [1, 2]}))
+
+
+@pytest.mark.parametrize("override", ["branch.rate=-1", "branch.low=2", "branch.nothing=1"])
+def test_overrides_of_a_built_config_are_checked(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"branch"):
+        with_overrides(Tree(), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "value"),
+    [
+        ("3", float | None, 3.0),
+        ("null", float | None, None),
+        ("[a, b]", tuple[str, ...], ("a", "b")),
+        ("[{name: a}]", tuple[Leaf, ...], (Leaf(name="a"),)),
+    ],
+)
+def test_one_value_is_read_as_its_type(text: str, expected: Any, value: object) -> None:
+    found = parse_value(text, expected)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["[", "many"])
+def test_one_value_that_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="value"):
+        parse_value(text, int | None)

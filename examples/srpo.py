@@ -1,0 +1,23 @@
+"""SRPO on Qwen3 8B on one node of 8 GPUs, with nemo-run (docs/recipes.md). Any key can be changed:
+
+python examples/srpo.py config.training.steps=100
+
+Another recipe, only to look at it:
+
+python examples/srpo.py --factory "qwen3_14b_srpo(num_gpus_per_node=4)" --dryrun
+"""
+
+import nemo_run as run
+
+from megatron_srpo.launch.nemo_recipes import qwen3_8b_srpo, torchrun, train
+
+
+def recipe() -> run.Partial:
+    """Return the paper's settings, with what is this run's own."""
+    recipe = qwen3_8b_srpo(model="models/Qwen3-8B", data="data/chemistry", output_dir="runs/chemistry-srpo")
+    recipe.config.checkpoint.every = 50
+    return recipe
+
+
+if __name__ == "__main__":
+    run.cli.main(train, default_factory=recipe, default_executor=torchrun(ranks=8))

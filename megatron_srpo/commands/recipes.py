@@ -1,0 +1,117 @@
+"""List the recipes, or write one as the YAML that ``megatron-srpo train --config`` reads.
+
+A recipe is an algorithm with its paper's settings on a size of Qwen3, in a layout for the GPUs that are given
+(docs/recipes.md).
+"""
+
+import argparse
+from pathlib import Path
+
+from megatron_srpo.commands.common import positive_integer
+from megatron_srpo.config.loader import to_yaml
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.errors import ConfigError
+from megatron_srpo.launch.layouts import LAYOUTS, choose_layout
+from megatron_srpo.launch.papers import PAPERS
+from megatron_srpo.launch.recipes import DEFAULT_DATA, RECIPES, Recipe, find_recipe, recipe_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``megatron-srpo recipes``."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="NAME | section.key=value",
+        help="a recipe, such as qwen3-8b-srpo, and changes of single keys; without a name: the list",
+    )
+    parser.add_argument("--model", metavar="FOLDER", help="the model (default models/Qwen3-SIZE)")
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        default=DEFAULT_DATA,
+        help=f"folder with train.jsonl and test.jsonl (default {DEFAULT_DATA})",
+    )
+    parser.add_argument("--num-nodes", type=positive_integer, default=1, metavar="N", help="default 1")
+    parser.add_argument("--gpus-per-node", type=positive_integer, default=8, metavar="N", help="default 8")
+    parser.add_argument(
+        "--placement",
+        choices=("colocated", "disaggregated"),
+        default="colocated",
+        help="SGLang servers on the GPUs that train (default), or on others",
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the YAML there, not to the terminal")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List, print or write; return the exit status."""
+    overrides = [word for word in arguments.words if "=" in word]
+    names = [word for word in arguments.words if "=" not in word]
+    if not names:
+        if overrides or arguments.out:
+            raise ConfigError("no recipe: give a name, such as qwen3-8b-srpo, before what is to be changed")
+        print(list_text(arguments.num_nodes, arguments.gpus_per_node))
+        return 0
+    if len(names) > 1:
+        raise ConfigError(f"several recipes: {', '.join(names)}; give one")
+    recipe = find_recipe(names[0])
+    config = recipe_config(
+        recipe.name,
+        model=arguments.model,
+        data=arguments.data,
+        num_nodes=arguments.num_nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        placement=arguments.placement,
+        overrides=overrides,
+    )
+    text = yaml_text(recipe, config, arguments.num_nodes, arguments.gpus_per_node)
+    if arguments.out is None:
+        print(text, end="")
+        return 0
+    try:
+        Path(arguments.out).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {arguments.out}: {error.strerror}") from error
+    print(f"written: {arguments.out}")
+    return 0
+
+
+def yaml_text(recipe: Recipe, config: RunConfig, num_nodes: int, gpus_per_node: int) -> str:
+    """Return a recipe as YAML, headed by what it is and how it is started."""
+    head = f"# {recipe.name} on {num_nodes} x {gpus_per_node} GPUs. {PAPERS[recipe.algorithm].source}.\n"
+    replicas = num_nodes * gpus_per_node // config.parallel.replica
+    start = f"megatron-srpo train --config FILE --replicas {replicas}"
+    if num_nodes > 1:
+        start = (
+            f"torchrun --nnodes {num_nodes} --nproc-per-node {gpus_per_node} ... -m megatron_srpo.cli train "
+            "--config FILE\n# A run starts servers on one machine only; with several, start and name them "
+            "in rollout.sglang.urls (docs/recipes.md)."
+        )
+    return f"{head}#   {start}\n{to_yaml(config)}"
+
+
+def list_text(num_nodes: int, gpus_per_node: int) -> str:
+    """Return a table of all recipes, with their layouts on these GPUs."""
+    rows = [("recipe", "rate", "GPUs from", f"on {num_nodes} x {gpus_per_node} GPUs")]
+    for recipe in RECIPES.values():
+        rate = f"{PAPERS[recipe.algorithm].learning_rate:g}"
+        least = str(LAYOUTS[recipe.size][0].gpus)
+        rows.append((recipe.name, rate, least, _layout_text(recipe, num_nodes, gpus_per_node)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
+    return "\n".join([*lines, "", "megatron-srpo recipes NAME writes one as YAML: docs/recipes.md"])
+
+
+def _layout_text(recipe: Recipe, num_nodes: int, gpus_per_node: int) -> str:
+    try:
+        layout = choose_layout(recipe.size, num_nodes, gpus_per_node)
+    except ConfigError:
+        return "none"
+    parts = [f"TP{layout.tensor}"]
+    parts += [f"PP{layout.pipeline}"] if layout.pipeline > 1 else []
+    parts += [f"DP{num_nodes * gpus_per_node // layout.replica}"]
+    parts += ["optimizer and teacher in host memory"] if layout.offload else []
+    parts += [f"recompute {layout.recompute}"] if layout.recompute != "none" else []
+    return f"{' '.join(parts)}; servers TP{layout.server}"

@@ -1,0 +1,1 @@
+"""Recipes, and starting runs on this machine and on others."""

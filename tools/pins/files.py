@@ -25,6 +25,10 @@ class PinsError(UserError):
     """A file of pins that cannot be read, or a package index that cannot be asked."""
 
 
+class NoIndexError(PinsError):
+    """The package index does not answer."""
+
+
 @dataclass(frozen=True)
 class Pin:
     """One package at one version; ``version`` is None for a commit of a repository."""

@@ -16,13 +16,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tools.pins.files import Pin, PinsError, PinSet
+from tools.pins.files import NoIndexError, Pin, PinsError, PinSet
 
 # Reads a remote wheel's metadata without fetching the wheel, also from an index that serves it no other way.
 LIGHT_PIP, LIGHT_PIP_FROM = "pip>=26,<27", Version("26")
-LIGHT = ("--use-feature=fast-deps", "--retries", "2", "--timeout", "30")
+PATIENCE = ("--retries", "2", "--timeout", "15")
 #: pip processes side by side: nearly all of their time is waiting for the index.
-PROCESSES = 4
+PROCESSES = 8
 TIMEOUT_S = 900
 OLD_PLATFORMS = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64")
 NO_MATCH = re.compile(r"No matching distribution found for (?P<name>[^\s=]+)==")
@@ -58,7 +58,8 @@ def ask(pins: PinSet, options: Sequence[str] = (), processes: int = PROCESSES) -
         options: for pip, e.g. ``("--no-index", "--find-links", folder)``.
 
     Raises:
-        PinsError: the index does not answer.
+        NoIndexError: the index does not answer.
+        PinsError: pip failed in another way.
     """
     asked = [pin for name, pin in sorted(pins.pins.items()) if name not in pins.sources]
     with tempfile.TemporaryDirectory() as folder:
@@ -80,11 +81,11 @@ def light_pip(folder: Path, options: Sequence[str]) -> list[str]:
         return [*own, "install"]
     version = run([*own, "--version"]).stdout.split()
     if len(version) > 1 and Version(version[1]) >= LIGHT_PIP_FROM:
-        return [*own, "install", *LIGHT]
-    done = run([*own, "install", "--quiet", "--target", str(folder / "pip"), *options, LIGHT_PIP])
+        return [*own, "install", *PATIENCE, "--use-feature=fast-deps"]
+    done = run([*own, "install", *PATIENCE, "--quiet", "--target", str(folder / "pip"), *options, LIGHT_PIP])
     if done.returncode:
-        raise PinsError(f"cannot ask the package index: {last_error(done.stderr)}; is there a network?")
-    return [sys.executable, str(folder / "pip" / "pip"), "install", *LIGHT]
+        raise NoIndexError(f"cannot ask the package index: {last_error(done.stderr)}; is there a network?")
+    return [sys.executable, str(folder / "pip" / "pip"), "install", *PATIENCE, "--use-feature=fast-deps"]
 
 
 def platform_options(pins: PinSet) -> list[str]:
@@ -119,7 +120,11 @@ def ask_part(command: Sequence[str], pins: Sequence[Pin], folder: Path) -> Answe
         if done.returncode == 0:
             return Answers(read_report(json.loads((report / "report.json").read_text())), missing)
         none = NO_MATCH.search(done.stderr)
-        if none is None or any(sign in done.stderr for sign in UNREACHABLE):
+        if any(sign in done.stderr for sign in UNREACHABLE):
+            raise NoIndexError(
+                f"cannot ask the package index: {last_error(done.stderr)}; is there a network?"
+            )
+        if none is None:
             raise PinsError(f"cannot ask the package index: {last_error(done.stderr)}")
         name: str = canonicalize_name(none["name"])
         others = OTHERS.search(done.stderr)
@@ -147,7 +152,7 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise PinsError(f"cannot ask the package index: no answer within {TIMEOUT_S} s") from error
+        raise NoIndexError(f"cannot ask the package index: no answer within {TIMEOUT_S} s") from error
 
 
 def last_error(text: str) -> str:

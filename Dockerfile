@@ -22,6 +22,8 @@ FROM nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04@sha256:0230b7f243483cb15969fa3cc
 ARG ARCHITECTURES="8.0;9.0;10.0"
 # Compilers side by side; each takes several GB.
 ARG BUILD_JOBS=8
+# Another package index than pip's own, if the build is given one.
+ARG PIP_INDEX_URL
 
 # The Python and what compiles for it; libnuma for SGLang; libibverbs and librdmacm for NCCL over InfiniBand.
 RUN apt-get update \

@@ -123,7 +123,7 @@ def test_every_kind_of_conflict_at_once(project: Project, capsys: pytest.Capture
         [
             (
                 "version",
-                "this project needs alpha>=2 (extra '' of setup.py), but alpha==1.0 is pinned",
+                "this project needs alpha>=2 (setup.py), but alpha==1.0 is pinned",
                 "pin alpha>=2",
             ),
             (

@@ -107,7 +107,7 @@ def read_set(folder: Path, name: str, entry: Mapping[str, Any], shared: list[dic
             if pin.name in pins:
                 raise PinsError(f"{folder / file}: {pin.name} is pinned twice; keep one line")
             pins[pin.name] = pin
-    asked = {line: f"extra {extra!r} of setup.py" for extra, line in project(folder.parent, entry["extras"])}
+    asked = {line: place for place, line in project(folder.parent, entry["extras"])}
     sources: dict[str, Source] = {
         canonicalize_name(package): Source(tuple(map(requirement, given["requires"])), given["where"])
         for package, given in entry.get("source", {}).items()
@@ -166,14 +166,14 @@ def requirement(line: str) -> Requirement:
 
 
 def project(root: Path, extras: list[str]) -> list[tuple[str, str]]:
-    """Return (extra, requirement) for what this project declares, read from setup.py without running it."""
+    """Return (place, requirement) for what this project declares, read from setup.py without running it."""
     given: dict[str, Any] = {}
     for node in ast.parse((root / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Dict):
             given[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
-    lines = [("", line) for line in given["REQUIREMENTS"]]
+    lines = [("setup.py", line) for line in given["REQUIREMENTS"]]
     for extra in extras:
-        lines += [(extra, line) for line in given["EXTRAS"][extra]]
+        lines += [(f"setup.py, extra {extra}", line) for line in given["EXTRAS"][extra]]
     return lines
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -28,6 +29,9 @@ OLD_PLATFORMS = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86
 NO_MATCH = re.compile(r"No matching distribution found for (?P<name>[^\s=]+)==")
 OTHERS = re.compile(r"\(from versions: (?P<versions>[^)]*)\)")
 UNREACHABLE = ("Retrying (", "connection broken", "Could not fetch URL", "Max retries exceeded")
+#: Markers of requirements are read by Python's own parser, which some versions cannot do in several threads at
+#: once (python/cpython#106905).
+PARSING = Lock()
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def ask_part(command: Sequence[str], pins: Sequence[Pin], folder: Path) -> Answe
         target = ["--target", str(report / "target"), "--report", str(report / "report.json")]
         done = run([*command, *target, *(pin.text for pin in left.values())])
         if done.returncode == 0:
-            return Answers(read_report(json.loads((report / "report.json").read_text())), missing)
+            with PARSING:
+                return Answers(read_report(json.loads((report / "report.json").read_text())), missing)
         none = NO_MATCH.search(done.stderr)
         if any(sign in done.stderr for sign in UNREACHABLE):
             raise NoIndexError(

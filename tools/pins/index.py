@@ -29,8 +29,8 @@ OLD_PLATFORMS = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86
 NO_MATCH = re.compile(r"No matching distribution found for (?P<name>[^\s=]+)==")
 OTHERS = re.compile(r"\(from versions: (?P<versions>[^)]*)\)")
 UNREACHABLE = ("Retrying (", "connection broken", "Could not fetch URL", "Max retries exceeded")
-#: Markers of requirements are read by Python's own parser, which some versions cannot do in several threads at
-#: once (python/cpython#106905).
+#: Markers of requirements are read by Python's own parser, which some versions cannot do in several threads
+#: at once (python/cpython#106905).
 PARSING = Lock()
 
 

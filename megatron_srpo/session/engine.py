@@ -1,5 +1,6 @@
 """The rollout engine that the config names, tied to the trainer or alone."""
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from megatron_srpo.rollout.collect import from_first_patiently
 from megatron_srpo.rollout.engine import RolloutEngine, WeightPublisher
 from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.publisher import LocalPublisher
-from megatron_srpo.rollout.sglang.endpoint import Endpoint, on_this_host
+from megatron_srpo.rollout.sglang.endpoint import Endpoint, check_reach, on_this_host
 from megatron_srpo.rollout.sglang.engine import SamplerSettings, SGLangEngine
 from megatron_srpo.rollout.sglang.fleet import Fleet
 from megatron_srpo.rollout.sglang.publisher import SGLangPublisher
 from megatron_srpo.rollout.stop_tokens import stop_tokens
 from megatron_srpo.session.models import DTYPES
 from megatron_srpo.session.sampling import LocalSampling, Sampling, ServerSampling
+from megatron_srpo.training.exchange import everywhere
 from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.sync import SyncSettings, WeightSync
 from megatron_srpo.weights.transports.base import Transport
@@ -89,6 +91,8 @@ def _link_sglang(
     tokenizer: Any,
     say: Callable[[str], None],
 ) -> EngineLink:
+    chosen = config.rollout.sglang
+    check_reach(everywhere(socket.gethostname()), chosen.urls or (chosen.host,))
     fleet = _fleet(config, say) if dist.get_rank() == 0 else None
     with ExitStack() as on_failure:
         if fleet is not None:
@@ -99,15 +103,14 @@ def _link_sglang(
             engine = _sglang_engine(config, arch, tokenizer, endpoints, generation, fleet)
             on_failure.callback(engine.close)
         transport = _transport(config, groups, endpoints)
-        servers = config.rollout.sglang
         sync = WeightSync(
             trainer.policy,
             arch,
             groups,
             transport,
-            servers.tensor_parallel,
+            chosen.tensor_parallel,
             _sync_settings(config),
-            servers.expert_parallel,
+            chosen.expert_parallel,
         )
         publisher = SGLangPublisher(
             fleet,
@@ -115,7 +118,7 @@ def _link_sglang(
             sync,
             groups,
             servers=len(endpoints),
-            hang_timeout_s=config.rollout.sglang.hang_timeout_s,
+            hang_timeout_s=chosen.hang_timeout_s,
             attempts=config.rollout.sync.attempts,
             colocated=config.rollout.placement == "colocated",
         )
@@ -170,7 +173,9 @@ def _transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[End
     sync, chosen = config.rollout.sync, config.rollout.sglang
     name = sync.transport
     if name == "auto":
-        name = "tensor" if all(on_this_host(endpoint.url) for endpoint in endpoints) else "collective"
+        # All ranks must take the same way, also where some of them are on the servers' machine.
+        here = all(on_this_host(endpoint.url) for endpoint in endpoints)
+        name = "tensor" if all(everywhere(here)) else "collective"
     if name == "disk":
         folder = sync.folder or str(Path(config.output_dir) / "engine" / "weights")
         return DiskTransport(groups, folder, config.model.path)

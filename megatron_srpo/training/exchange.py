@@ -72,6 +72,14 @@ def gather_over_replicas(value: Any, groups: ProcessGroups) -> list[Any]:
     return gathered
 
 
+def everywhere(value: T) -> list[T]:
+    """Collect one object per rank of the job, on every rank."""
+    gathered: list[Any] = [value] * dist.get_world_size()
+    if len(gathered) > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def from_first_rank(value: T) -> T:
     """Give every rank global rank 0's object."""
     if dist.get_world_size() == 1:

@@ -90,10 +90,6 @@ class Sizes:
     sequence: bool
     stages: PipelineStages
 
-    @property
-    def pp_size(self) -> int:
-        return self.stages.size
-
 
 def check_layout_of_model(arch: Qwen3Architecture, layout: ParallelConfig) -> Check:
     """Can this layout split this model?"""

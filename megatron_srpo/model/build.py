@@ -24,8 +24,6 @@ class LayoutSizes(Protocol):
     @property
     def tp_size(self) -> int: ...
     @property
-    def pp_size(self) -> int: ...
-    @property
     def cp_size(self) -> int: ...
     @property
     def ep_size(self) -> int: ...
@@ -68,7 +66,7 @@ def transformer_config(
             hidden_dropout=0.0,
             attention_dropout=0.0,
             tensor_model_parallel_size=groups.tp_size,
-            pipeline_model_parallel_size=groups.pp_size,
+            pipeline_model_parallel_size=groups.stages.size,
             **stage_options(groups.stages),
             context_parallel_size=groups.cp_size,
             sequence_parallel=groups.sequence,
@@ -88,7 +86,7 @@ def transformer_config(
             recompute_method="uniform" if recompute == "full" else None,
             recompute_num_layers=1 if recompute == "full" else None,
             # Packed rows differ in length, so stages tell each other shapes.
-            variable_seq_lengths=groups.pp_size > 1,
+            variable_seq_lengths=groups.stages.size > 1,
             # Freeing a sent output early corrupts it when the transport is still reading (seen with gloo).
             deallocate_pipeline_outputs=False,
             # There is no dropout, no bias, and the loss is ours: nothing for these to fuse.

@@ -74,10 +74,9 @@ def sharded_state(model: torch.nn.Module, metadata: dict[str, Any]) -> dict[str,
 
 def sharded_parameters(model: torch.nn.Module, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return the description of every parameter, under the names and in the order of ``named_parameters``."""
-    state, several = sharded_state(model, metadata), len(policies(model)) > 1
-    return {name: _described(state, name, several) for name in named_parameters(model)}
-
-
-def _described(state: dict[str, dict[str, Any]], name: str, several: bool) -> Any:
-    number, _, rest = name.partition(".") if several else ("0", "", name)
-    return state[number][rest]
+    described = [
+        own[name]
+        for own, chunk in zip(sharded_state(model, metadata).values(), policies(model), strict=True)
+        for name, _ in chunk.named_parameters()
+    ]
+    return dict(zip(named_parameters(model), described, strict=True))

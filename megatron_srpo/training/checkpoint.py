@@ -8,7 +8,6 @@ every rank has finished, so that a folder with the final name is always whole.
 import dataclasses
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def _sharded_average(parameter: Any, part: SavedAverage) -> Any:
     if part.replica is None:
         return described
     # The last place of a parameter's replica number counts the ranks that hold the same.
-    return replace(described, replica_id=(*described.replica_id[:-1], part.replica))
+    return dataclasses.replace(described, replica_id=(*described.replica_id[:-1], part.replica))
 
 
 def _random_states(groups: ProcessGroups) -> ShardedObject:

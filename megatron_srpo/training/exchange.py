@@ -63,20 +63,20 @@ def largest_over_replicas(value: float, groups: ProcessGroups) -> float:
     return largest.item()
 
 
-def gather_over_replicas(value: Any, groups: ProcessGroups) -> list[Any]:
+def gather_over_replicas(value: T, groups: ProcessGroups) -> list[T]:
     """Collect one object per replica, in replica order, on every rank."""
-    if groups.dp_size == 1:
-        return [value]
-    gathered: list[Any] = [None] * groups.dp_size
-    dist.all_gather_object(gathered, value, group=groups.dp)
-    return gathered
+    return _gather_over(groups.dp, value)
 
 
 def everywhere(value: T) -> list[T]:
     """Collect one object per rank of the job, on every rank."""
-    gathered: list[Any] = [value] * dist.get_world_size()
+    return _gather_over(dist.group.WORLD, value)
+
+
+def _gather_over(group: dist.ProcessGroup | None, value: T) -> list[T]:
+    gathered: list[Any] = [value] * dist.get_world_size(group)
     if len(gathered) > 1:
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 

@@ -4,9 +4,11 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
 
 from megatron_srpo import __version__
-from megatron_srpo.commands import compare, doctor, evaluate, plan, recipes, report, train
+from megatron_srpo.commands import compare, doctor, evaluate, jobs, launch, plan, recipes, report, train
 from megatron_srpo.errors import UserError
 
 _EPILOG = """\
@@ -19,20 +21,57 @@ examples:
   megatron-srpo doctor --config examples/quickstart.yaml
   megatron-srpo plan --model qwen3-8b --gpus 64
   megatron-srpo recipes qwen3-8b-srpo --num-nodes 2 --out run.yaml
+  megatron-srpo launch --recipe qwen3-8b-srpo --launch cluster.yaml launch.nodes=2 --dry-run
+  megatron-srpo status runs/qwen3-8b-srpo
 
 Every command has its own --help.
 """
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: its line in the list of commands.
+        description: what its own ``--help`` begins with.
+        add_arguments: declares its options.
+        run: does it and returns the exit status.
+    """
+
+    summary: str
+    description: str | None
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _of(module: ModuleType, summary: str) -> Command:
+    return Command(summary, module.__doc__, module.add_arguments, module.run)
+
+
+def _on_run(
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None] = jobs.add_run_arguments,
+) -> Command:
+    return Command(summary, run.__doc__, add_arguments, run)
+
+
 _COMMANDS = {
-    "train": (train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
-    "eval": (evaluate, "measure held-out accuracy of a Hugging Face folder"),
-    "compare": (compare, "run several algorithms from the same weights and seeds; draw one figure"),
-    "report": (report, "write the report page of a run"),
-    "doctor": (doctor, "check machine, packages, config and model folder"),
-    "plan": (plan, "predict memory and time of a layout, or search the layouts of N GPUs"),
-    "recipes": (recipes, "list the recipes for Qwen3 0.6B to 32B, or write one as YAML"),
+    "train": _of(train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
+    "eval": _of(evaluate, "measure held-out accuracy of a Hugging Face folder"),
+    "compare": _of(compare, "run several algorithms from the same weights and seeds; draw one figure"),
+    "report": _of(report, "write the report page of a run"),
+    "doctor": _of(doctor, "check machine, packages, config and model folder"),
+    "plan": _of(plan, "predict memory and time of a layout, or search the layouts of N GPUs"),
+    "recipes": _of(recipes, "list the recipes for Qwen3 0.6B to 32B, or write one as YAML"),
+    "launch": _of(launch, "launch a run on a Slurm cluster, or here, and watch it"),
+    "status": _on_run(jobs.status, "say how a launched run is doing"),
+    "logs": _on_run(jobs.logs, "show the logs of a launched run", jobs.add_logs_arguments),
+    "attach": _on_run(jobs.attach, "watch a launched run to its end"),
+    "cancel": _on_run(jobs.cancel, "end a launched run", jobs.add_cancel_arguments),
 }
 
 
@@ -46,15 +85,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"megatron-srpo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in _COMMANDS.items():
+    for name, command in _COMMANDS.items():
         sub = commands.add_parser(
             name,
-            help=summary,
-            description=module.__doc__,
+            help=command.summary,
+            description=command.description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
     return parser
 
 

@@ -30,3 +30,7 @@ class EngineError(UserError):
 
 class CheckpointError(UserError):
     """A training checkpoint that cannot be saved or resumed."""
+
+
+class LaunchError(UserError):
+    """A job that cannot be submitted, found or asked after."""

@@ -53,12 +53,16 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
     return load_config(RunConfig, arguments.config, arguments.overrides)
 
 
-def describe_options(section: str) -> str:
-    """List config keys below ``section`` (all of them for ``all``) with type, default and meaning."""
-    cls: Any = RunConfig
+def describe_options(section: str, cls: Any = RunConfig, above: str = "") -> str:
+    """List config keys below ``section`` (all of them for ``all``) with type, default and meaning.
+
+    Args:
+        cls: the configuration that the section belongs to.
+        above: what is written before every key.
+    """
     for part in [] if section == "all" else section.split("."):
         cls = _section(cls, part)
-    prefix = "" if section == "all" else f"{section}."
+    prefix = above if section == "all" else f"{above}{section}."
     return "\n".join(_option_lines(cls, prefix))
 
 

@@ -1,0 +1,159 @@
+"""Launch a run on a Slurm cluster, or on this machine, and watch it.
+
+The configuration of the run is that of `megatron-srpo train`, or a recipe; the nodes, the account and the
+environment come from --launch FILE and launch.key=value. One job holds the ranks (torchrun), the SGLang
+servers and their router. Ctrl-C ends the watching, not a Slurm job: `megatron-srpo attach RUN` goes on.
+"""
+
+import argparse
+import datetime
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from megatron_srpo.commands.common import add_config_arguments, describe_options
+from megatron_srpo.config.launch import LaunchConfig
+from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.errors import ConfigError
+from megatron_srpo.launch.code import packaged_commit
+from megatron_srpo.launch.job import Job, make_job
+from megatron_srpo.launch.local import check_local, local_script, run_local
+from megatron_srpo.launch.logs import Follower
+from megatron_srpo.launch.recipes import recipe_config
+from megatron_srpo.launch.record import JobRecord, read_record, write_record
+from megatron_srpo.launch.shell import Shell
+from megatron_srpo.launch.slurm import batch_script, submit
+from megatron_srpo.launch.watch import describe, run_state, wait_for_end
+
+_OWN = "launch."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``megatron-srpo launch``."""
+    add_config_arguments(parser)
+    parser.add_argument("--recipe", metavar="NAME", help="a recipe, such as qwen3-8b-srpo; no --config")
+    parser.add_argument("--model", metavar="FOLDER", help="the recipe's model (default models/Qwen3-SIZE)")
+    parser.add_argument("--data", metavar="FOLDER", help="the recipe's data (default data/chemistry)")
+    parser.add_argument("--executor", choices=("local", "slurm"), default="slurm", help="default slurm")
+    parser.add_argument("--launch", metavar="YAML", help="nodes, cluster and environment (docs/slurm.md)")
+    parser.add_argument("--dry-run", action="store_true", help="print the exact batch script; start nothing")
+    parser.add_argument("--detach", action="store_true", help="submit, and do not watch")
+    parser.add_argument("--options", action="store_true", help="list the launch.* keys and exit")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Launch; return the run's exit status, or 0 once a detached job is submitted."""
+    if arguments.options:
+        print(describe_options("all", LaunchConfig, _OWN))
+        return 0
+    launch = _launch_config(arguments)
+    job = make_job(_run_config(arguments, launch), launch, Path.cwd())
+    if arguments.executor == "local":
+        return _run_here(job, arguments)
+    shell = Shell(launch.ssh.address)
+    commit = packaged_commit(launch.code, Path.cwd(), _tell)
+    dependency = ",".join(_dependency(item, shell) for item in launch.after)
+    if arguments.dry_run:
+        print(batch_script(job, commit, dependency), end="")
+        return 0
+    submission = submit(job, commit, dependency, shell)
+    record = _record("slurm", submission.job_id, job, submission.experiment, commit)
+    write_record(record, job.run_folder, shell)
+    _tell(f"submitted Slurm job {record.job_id}; run folder {job.run_folder}")
+    if arguments.detach:
+        _tell(f"watch it with: megatron-srpo attach {_place(job, shell)}")
+        return 0
+    return watch(record, job.run_folder, shell, _place(job, shell))
+
+
+def watch(record: JobRecord, run_folder: PurePosixPath, shell: Shell, place: str) -> int:
+    """Follow a job to its end; Ctrl-C leaves it running.
+
+    Args:
+        place: how other commands are told which run is meant.
+    """
+    follower = Follower(run_folder, shell, ("ranks", "batch"), partial(print, flush=True))
+    try:
+        state = wait_for_end(record, run_folder, shell, follower, _tell)
+    except KeyboardInterrupt:
+        _tell(f"the job goes on; `megatron-srpo attach {place}` watches it, `megatron-srpo cancel` ends it")
+        return 130
+    _tell(describe(record, state, []))
+    return state.exit_status
+
+
+def _run_here(job: Job, arguments: argparse.Namespace) -> int:
+    check_local(job)
+    if arguments.dry_run:
+        print(local_script(job, "/dev/stdout"), end="")
+        return 0
+    if arguments.detach:
+        raise ConfigError("--detach with --executor local: it ends with this process; use nohup or tmux")
+    shell = Shell()
+    show = partial(print, file=sys.stdout, flush=True)
+    follower = Follower(job.run_folder, shell, ("ranks",), show, tail=0)
+    before = job.run_folder / "status.json"
+    known = shell.read(before)
+    follower.look()
+    # The follower has skipped what earlier launches into this folder have logged.
+    run_local(job, shell, follower.look, partial(_write_local_record, job, shell))
+    follower.look(last=True)
+    if shell.read(before) == known:
+        _tell("the run has not begun; its log is above")
+        return 1
+    state = run_state(read_record(job.run_folder, shell), job.run_folder, shell)
+    return 0 if state.run.get("state") == "finished" else 75 if state.run.get("state") == "stopped" else 1
+
+
+def _write_local_record(job: Job, shell: Shell, experiment: str) -> None:
+    write_record(_record("local", str(os.getpid()), job, experiment, None), job.run_folder, shell)
+
+
+def _launch_config(arguments: argparse.Namespace) -> LaunchConfig:
+    own = [item.removeprefix(_OWN) for item in arguments.overrides if item.startswith(_OWN)]
+    return load_config(LaunchConfig, arguments.launch, own)
+
+
+def _run_config(arguments: argparse.Namespace, launch: LaunchConfig) -> RunConfig:
+    overrides = [item for item in arguments.overrides if not item.startswith(_OWN)]
+    if arguments.recipe is None:
+        for name in ("model", "data"):
+            if vars(arguments)[name]:
+                raise ConfigError(f"--{name} is for --recipe; with --config, set model.path and data.train")
+        return load_config(RunConfig, arguments.config, overrides)
+    if arguments.config is not None:
+        raise ConfigError("--recipe and --config; give one of them")
+    given = {"data": arguments.data} if arguments.data else {}
+    return recipe_config(
+        arguments.recipe,
+        model=arguments.model,
+        num_nodes=launch.nodes,
+        gpus_per_node=launch.ranks_per_node,
+        placement="disaggregated" if launch.rollout_nodes else "colocated",
+        overrides=overrides,
+        **given,
+    )
+
+
+def _dependency(item: str, shell: Shell) -> str:
+    """Write a dependency as Slurm does: ``afterok:123``."""
+    if item.isdigit():
+        return f"afterok:{item}"
+    if ":" in item:
+        return item
+    return f"afterok:{read_record(PurePosixPath(item), shell).job_id}"
+
+
+def _record(executor: str, job_id: str, job: Job, experiment: str, commit: str | None) -> JobRecord:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return JobRecord(executor, job_id, job.name, experiment, commit or "", now)
+
+
+def _place(job: Job, shell: Shell) -> str:
+    return f"--ssh {shell.address} {job.run_folder}" if shell.address else str(job.run_folder)
+
+
+_tell: Callable[[str], None] = partial(print, file=sys.stderr, flush=True)

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Runs on a node of the job, beside the roles: gives the job back to the queue when its first node is lost.
+# Slurm itself does so only for jobs without --no-kill.
+
+first=$1
+while sleep 15; do
+    job=$(scontrol show job --oneliner "$SLURM_JOB_ID") || continue # the controller may be restarting
+    [[ $job == *" JobState=RUNNING "* ]] || continue
+    nodes=$(sed -n 's/.* NodeList=\([^ ]*\).*/\1/p' <<<"$job")
+    [[ -n $nodes ]] || continue
+    if ! scontrol show hostnames "$nodes" | grep -qx "$first"; then
+        echo "$(date '+%F %T') the job's first node $first is lost; requeued"
+        trap '' TERM
+        scontrol requeue "$SLURM_JOB_ID" || exit
+        for _ in {1..20}; do
+            scontrol update "JobId=$SLURM_JOB_ID" "NumNodes=$SLURM_JOB_NUM_NODES" 2>/dev/null && break
+            sleep 1
+        done
+        exit
+    fi
+done

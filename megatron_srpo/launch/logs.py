@@ -11,7 +11,7 @@ from megatron_srpo.launch.shell import Shell
 #: ``server-node3_123_0.out``, ``server-slot0_124.out``, ``guard-node2_123_0.out``.
 _NAMES = {
     "ranks": re.compile(r"log-ranks_\d+_(?P<restart>\d+)\.out"),
-    "server": re.compile(r"server-(?P<place>.+)_\d+(_(?P<restart>\d+))?\.out"),
+    "server": re.compile(r"server-(?P<place>.+?)_\d+(_(?P<restart>\d+))?\.out"),
     "batch": re.compile(r"sbatch_ranks_\d+\.out|guard-(?P<place>.+)_\d+_(?P<restart>\d+)\.out"),
 }
 #: ranks: the training. server: SGLang. batch: what the job itself says of nodes, servers and requeues.
@@ -72,7 +72,7 @@ class Follower:
         self._folder, self._shell, self._roles = run_folder, shell, roles
         self._show, self._tail = show, tail
         self._seen: dict[PurePosixPath, int] = {}
-        self._rest: dict[PurePosixPath, str] = {}
+        self._rest: dict[PurePosixPath, bytes] = {}
         self._first = True
 
     def look(self, last: bool = False) -> None:
@@ -80,17 +80,17 @@ class Follower:
         for log in log_files(self._folder, self._shell, self._roles):
             start = self._seen.get(log.path, 0)
             if log.size > start:
-                text = self._shell.read(log.path, start) or ""
-                self._seen[log.path] = start + len(text.encode("utf-8", errors="replace"))
-                self._take(log, text)
+                self._seen[log.path] = log.size
+                self._take(log, self._shell.read_part(log.path, start, log.size))
             if last and self._rest.get(log.path):
-                self._take(log, "\n")
+                self._take(log, b"\n")
         self._first = False
 
-    def _take(self, log: LogFile, text: str) -> None:
-        *lines, self._rest[log.path] = (self._rest.get(log.path, "") + text).split("\n")
+    def _take(self, log: LogFile, new: bytes) -> None:
+        *lines, self._rest[log.path] = (self._rest.get(log.path, b"") + new).split(b"\n")
         if self._first and self._tail is not None:
             lines = lines[len(lines) - min(self._tail, len(lines)) :]
         for line in lines:
             # Of a line that was written over (a progress bar), its last state.
-            self._show(f"{log.label}: {line.rstrip(chr(13)).rpartition(chr(13))[2]}")
+            text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace")
+            self._show(f"{log.label}: {text}")

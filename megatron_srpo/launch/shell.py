@@ -43,18 +43,8 @@ class Shell:
         Raises:
             LaunchError: the command does not exist, does not end, or the login node is not reached.
         """
-        words = [*_SSH, self.address, shlex.join(command)] if self.address else list(command)
-        try:
-            done = subprocess.run(
-                words, input=given, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
-            )
-        except FileNotFoundError as error:
-            raise LaunchError(f"there is no command {words[0]!r} on this machine") from error
-        except subprocess.TimeoutExpired as error:
-            raise LaunchError(f"{shlex.join(words)} did not end within {_TIMEOUT_S:g} s") from error
-        if self.address and done.returncode == _SSH_FAILED:
-            raise LaunchError(f"cannot reach {self.address} by ssh: {done.stderr.strip()[-300:]}")
-        return Answer(done.returncode, done.stdout, done.stderr)
+        done = self._run(command, given)
+        return Answer(done.returncode, _text(done.stdout), _text(done.stderr))
 
     def do(self, command: Sequence[str], given: str = "") -> str:
         """Run a command that must succeed; return its output.
@@ -69,10 +59,16 @@ class Shell:
             )
         return answer.out
 
-    def read(self, path: PurePosixPath, start: int = 0) -> str | None:
-        """Return a file's text from byte ``start`` on; None when there is no such file."""
-        answer = self.ask(["tail", "-c", f"+{start + 1}", str(path)])
-        return None if answer.status else answer.out
+    def read(self, path: PurePosixPath) -> str | None:
+        """Return a file's text; None when there is no such file."""
+        done = self._run(["cat", str(path)])
+        return None if done.returncode else _text(done.stdout)
+
+    def read_part(self, path: PurePosixPath, start: int, end: int) -> bytes:
+        """Return a file's bytes from ``start`` up to ``end``; fewer where it is shorter or not there."""
+        script = 'tail -c "+$2" "$1" | head -c "$3"'
+        words = ["sh", "-c", script, "read", str(path), str(start + 1), str(end - start)]
+        return self._run(words).stdout
 
     def write(self, path: PurePosixPath, text: str) -> None:
         """Write a file whole, with the folders above it.
@@ -82,3 +78,19 @@ class Shell:
         """
         script = 'mkdir -p "$(dirname "$1")" && cat >"$1.new" && mv "$1.new" "$1"'
         self.do(["sh", "-c", script, "write", str(path)], text)
+
+    def _run(self, command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[bytes]:
+        words = [*_SSH, self.address, shlex.join(command)] if self.address else list(command)
+        try:
+            done = subprocess.run(words, input=given.encode(), capture_output=True, timeout=_TIMEOUT_S)
+        except FileNotFoundError as error:
+            raise LaunchError(f"there is no command {words[0]!r} on this machine") from error
+        except subprocess.TimeoutExpired as error:
+            raise LaunchError(f"{shlex.join(words)} did not end within {_TIMEOUT_S:g} s") from error
+        if self.address and done.returncode == _SSH_FAILED:
+            raise LaunchError(f"cannot reach {self.address} by ssh: {_text(done.stderr).strip()[-300:]}")
+        return done
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", errors="replace")

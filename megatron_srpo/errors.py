@@ -30,3 +30,7 @@ class EngineError(UserError):
 
 class CheckpointError(UserError):
     """A training checkpoint that cannot be saved or resumed."""
+
+
+class FenceError(UserError):
+    """A run folder that another process has taken over: this one must not write there any more."""

@@ -34,3 +34,7 @@ class CheckpointError(UserError):
 
 class LaunchError(UserError):
     """A job that cannot be submitted, found or asked after."""
+
+
+class FenceError(UserError):
+    """A run folder that another process has taken over: this one must not write there any more."""

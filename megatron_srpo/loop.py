@@ -1,15 +1,21 @@
 """One training step on one screen, and the loop around it."""
 
 from megatron_srpo.session.run import Run
+from megatron_srpo.session.stop import StopRequested
 
 
-def train(run: Run) -> None:
-    """Train to the last step, evaluating and saving on the way."""
-    run.start()
-    while run.step < run.config.training.steps:
-        train_step(run)
-        run.finish_step()
+def train(run: Run) -> bool:
+    """Train to the last step, evaluating and saving on the way; False when asked to stop before it."""
+    try:
+        run.start()
+        while run.step < run.config.training.steps:
+            train_step(run)
+            run.finish_step()
+    except StopRequested as request:
+        run.stop(request)
+        return False
     run.finish()
+    return True
 
 
 def train_step(run: Run) -> None:

@@ -2,17 +2,23 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
 import typing
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
+
+import psutil
 
 from megatron_srpo import platform
 from megatron_srpo.config.base import Config, field_types, type_name
 from megatron_srpo.config.loader import load_config
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.session.stop import STOP_SIGNALS
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +110,10 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def launch_ranks(ranks: int, arguments: Sequence[str]) -> int:
-    """Run ``megatron-srpo ARGUMENTS`` as ``ranks`` torchrun workers here; return the exit status."""
+    """Run ``megatron-srpo ARGUMENTS`` as ``ranks`` torchrun workers here; return the exit status.
+
+    SIGUSR1 and SIGTERM are passed on to the ranks, which know what to do (session/stop.py).
+    """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -117,13 +126,33 @@ def launch_ranks(ranks: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
+        # Not SIGTERM: torchrun would kill the ranks after 30 seconds, too soon for a checkpoint.
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
     platform.limit_threads()
     command = ["-m", "megatron_srpo.cli", *arguments]
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with _signals_passed_on():
+            elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         # The rank itself has said what was wrong; torchrun's own report would only bury it.
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[None]:
+    """Send requests to stop on to this process's children, who are in sessions of their own."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

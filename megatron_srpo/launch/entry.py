@@ -1,13 +1,14 @@
 """What runs on every rank of a training job, whoever started it."""
 
 import sys
-from pathlib import Path
 
 from megatron_srpo.config.run import RunConfig
 
 
 def train(config: RunConfig, resume: bool = True) -> None:
     """Train as this rank; torchrun or srun has started all of them. The target of nemo-run's recipes.
+
+    A run that was stopped on request ends the process with status 75, so that whoever started it goes on.
 
     Args:
         resume: go on where ``output_dir`` holds a run of this very configuration, as after a requeue;
@@ -16,19 +17,29 @@ def train(config: RunConfig, resume: bool = True) -> None:
     Raises:
         UserError: the configuration, model, data or checkpoint cannot be used.
     """
-    from megatron_srpo.session.preflight import check_output
+    from megatron_srpo.session.preflight import check_output, is_started
 
-    resume = resume and (Path(config.output_dir) / "config.yaml").exists()
+    resume = resume and is_started(config)
     check_output(config, resume)
-    train_rank(config, resume)
+    status = train_rank(config, resume)
+    if status:
+        sys.exit(status)
 
 
-def train_rank(config: RunConfig, resume: bool) -> None:
-    """Train as this rank, after :func:`check_output`."""
-    # Imported here: they take torch and Megatron-Core along.
-    from megatron_srpo.loop import train as train_run
-    from megatron_srpo.session.build import open_run
+def train_rank(config: RunConfig, resume: bool) -> int:
+    """Train as this rank, after :func:`check_output`; return its exit status.
 
-    with open_run(config, resume) as run:
-        train_run(run)
-    sys.stdout.flush()
+    Returns:
+        0 when all steps are done, 75 when the run was stopped on request (docs/resume.md).
+    """
+    from megatron_srpo.session.stop import STOPPED_STATUS, StopSignals
+
+    with StopSignals() as signals:
+        # Imported here: they take torch and Megatron-Core along, for seconds in which a signal may come.
+        from megatron_srpo.loop import train as train_run
+        from megatron_srpo.session.build import open_run
+
+        with open_run(config, resume, signals) as run:
+            finished = train_run(run)
+        sys.stdout.flush()
+    return 0 if finished else STOPPED_STATUS

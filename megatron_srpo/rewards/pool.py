@@ -37,7 +37,8 @@ _CHUNKS_PER_WORKER = 4
 _START_FAILURES = 3
 _BOOT = """
 import json, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[2])
 from megatron_srpo.rewards.worker import main
 main(int(sys.argv[1]))

@@ -39,7 +39,10 @@ class TimeLimit(BaseException):
 
 def main(descriptor: int) -> None:
     """Serve the parent at the other end of the socket until it goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
+    # Ctrl-C, and Slurm's signals to every process of a job, are the parent's to handle: an answer whose
+    # worker dies would be scored as a failure.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _on_alarm)
     os.dup2(2, 1)  # Verifiers that print must not write into the parent's standard output.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

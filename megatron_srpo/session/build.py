@@ -16,64 +16,131 @@ from megatron_srpo.data.chat import limit_prompts
 from megatron_srpo.data.sampler import PromptSampler
 from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.parallel import ProcessGroups, initialize_parallel
+from megatron_srpo.model.parallel import initialize_parallel
 from megatron_srpo.model.precision import choose_layers, token_alignment
 from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rewards.pool import RewardPool
-from megatron_srpo.session.engine import EngineLink, link_engine
+from megatron_srpo.session.control import Control, stop_file
+from megatron_srpo.session.engine import link_engine
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
 from megatron_srpo.session.models import build_trainer
 from megatron_srpo.session.preflight import check_run
 from megatron_srpo.session.recording import Recorder
 from megatron_srpo.session.run import Parts, Run
+from megatron_srpo.session.status import RunStatus
+from megatron_srpo.session.stop import StopSignals
 from megatron_srpo.training.checkpoint import finished_checkpoints, load_checkpoint
-from megatron_srpo.training.trainer import Trainer
+from megatron_srpo.training.exchange import from_first_rank, largest_anywhere
+from megatron_srpo.training.fence import Fence, claim
+from megatron_srpo.weights.agreement import on_first_rank
 
 
 @contextmanager
-def open_run(config: RunConfig, resume: bool) -> Iterator[Run]:
+def open_run(config: RunConfig, resume: bool, signals: StopSignals | None = None) -> Iterator[Run]:
     """Join the process group and build this rank's part of a run; close everything at the end.
 
-    A default process group that exists already (in an embedding program) is used and left open.
+    A default process group that exists already (in an embedding program) is used and left open. Whoever held
+    the run folder before loses it.
+
+    Args:
+        resume: go on from the newest checkpoint, if there is one.
+        signals: this rank's requests to stop; by default none is heeded.
 
     Raises:
         UserError: the configuration, model, data or checkpoint cannot be used.
     """
     _quiet_libraries()
-    joined = not dist.is_initialized()
-    if joined:
-        platform.init_distributed(config.training.distributed_timeout_s)
-    try:
+    with _process_group(config.training.distributed_timeout_s):
         arch = check_run(config, dist.get_world_size())
-        layout, chosen = config.parallel, config.model
-        layers = choose_layers(
-            chosen.layers, chosen.dtype, chosen.fp8, chosen.fp8_params, platform.accelerator()
-        )
-        groups = initialize_parallel(
-            layout.tensor,
-            PipelineStages.of(layout),
-            config.seed,
-            cp=layout.context,
-            expert=layout.expert,
-            sequence=layout.sequence,
-            alignment=token_alignment(layers.fp8),
-        )
-        trainer = build_trainer(config, arch, groups, layers)
-        progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
-        if resume:
-            progress = _restore(config, trainer)
-        recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        resume = from_first_rank(resume)
+        fence = on_first_rank(lambda: _take_over(Path(config.output_dir)))
+        found = on_first_rank(lambda: _newest_checkpoint(config)) if resume else None
+        step = found[0] if found else 0
         with (
-            RewardPool(config.reward) as rewards,
-            recorder,
-            link_engine(config, arch, groups, trainer, tokenizer, recorder.progress.message) as link,
+            RunStatus(fence, config.training.steps, dist.get_rank(), step) as status,
+            _open_parts(config, arch, found, Control(fence, signals or StopSignals()), status) as run,
         ):
-            yield _assemble(config, arch, groups, trainer, tokenizer, link, rewards, recorder, progress)
+            yield run
+
+
+@contextmanager
+def _process_group(timeout_s: float) -> Iterator[None]:
+    """Join the default process group, unless this process has done so; leave it together at a regular end."""
+    if dist.is_initialized():
+        yield
+        return
+    platform.init_distributed(timeout_s)
+    try:
+        yield
+        # torchrun ends the other ranks soon after the first one that exits with another status than 0, as
+        # all do when they were stopped; rank 0 may still be closing its servers.
+        largest_anywhere(0)
     finally:
-        if joined:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _take_over(folder: Path) -> Fence:
+    """Become the owner of the run folder, and forget what was meant for, or left by, earlier ones."""
+    fence = claim(folder)
+    stop_file(folder).unlink(missing_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        fence.remove_leftovers(place)
+    return fence
+
+
+@contextmanager
+def _open_parts(
+    config: RunConfig,
+    arch: Qwen3Architecture,
+    checkpoint: tuple[int, Path] | None,
+    control: Control,
+    status: RunStatus,
+) -> Iterator[Run]:
+    layout, chosen = config.parallel, config.model
+    layers = choose_layers(chosen.layers, chosen.dtype, chosen.fp8, chosen.fp8_params, platform.accelerator())
+    groups = initialize_parallel(
+        layout.tensor,
+        PipelineStages.of(layout),
+        config.seed,
+        cp=layout.context,
+        expert=layout.expert,
+        sequence=layout.sequence,
+        alignment=token_alignment(layers.fp8),
+    )
+    trainer = build_trainer(config, arch, groups, layers)
+    progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
+    if checkpoint is not None:
+        progress = load_checkpoint(checkpoint[1], trainer)
+    recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    with (
+        RewardPool(config.reward) as rewards,
+        recorder,
+        link_engine(config, arch, groups, trainer, tokenizer, recorder.progress.message) as link,
+    ):
+        prompts = _prompts(config, tokenizer, recorder)
+        if groups.is_leader:
+            rewards.start()
+        parts = Parts(
+            config=config,
+            arch=arch,
+            groups=groups,
+            tokenizer=tokenizer,
+            sampler=PromptSampler(
+                prompts.train, config.data.seed, config.data.shuffle, mixture_weights(config.data)
+            ),
+            trainer=trainer,
+            sampling=link.sampling,
+            publisher=link.publisher,
+            rewards=rewards,
+            teacher_prompts=TeacherPrompts(tokenizer, config.data, tokenizer.all_special_tokens, config.seed),
+            evaluator=Evaluator(config, prompts.eval, tokenizer, rewards, groups, control.fence.held),
+            recorder=recorder,
+            control=control,
+            status=status,
+        )
+        yield Run(parts, progress["step"], progress["training_seconds"])
 
 
 def _quiet_libraries() -> None:
@@ -83,39 +150,6 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|megatron")
     # Megatron-Core asks this of the parts of weights that a distributed optimizer holds.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-
-
-def _assemble(
-    config: RunConfig,
-    arch: Qwen3Architecture,
-    groups: ProcessGroups,
-    trainer: Trainer,
-    tokenizer: Any,
-    link: EngineLink,
-    rewards: RewardPool,
-    recorder: Recorder,
-    progress: dict[str, Any],
-) -> Run:
-    prompts = _prompts(config, tokenizer, recorder)
-    if groups.is_leader:
-        rewards.start()
-    parts = Parts(
-        config=config,
-        arch=arch,
-        groups=groups,
-        tokenizer=tokenizer,
-        sampler=PromptSampler(
-            prompts.train, config.data.seed, config.data.shuffle, mixture_weights(config.data)
-        ),
-        trainer=trainer,
-        sampling=link.sampling,
-        publisher=link.publisher,
-        rewards=rewards,
-        teacher_prompts=TeacherPrompts(tokenizer, config.data, tokenizer.all_special_tokens, config.seed),
-        evaluator=Evaluator(config, prompts.eval, tokenizer, rewards, groups),
-        recorder=recorder,
-    )
-    return Run(parts, progress["step"], progress["training_seconds"])
 
 
 def _prompts(config: RunConfig, tokenizer: Any, recorder: Recorder) -> PromptSets:
@@ -135,9 +169,7 @@ def _prompts(config: RunConfig, tokenizer: Any, recorder: Recorder) -> PromptSet
     return PromptSets(train, evaluation, sets.reports)
 
 
-def _restore(config: RunConfig, trainer: Trainer) -> dict[str, Any]:
-    """Load the newest whole checkpoint; a run that has none yet starts at the beginning."""
+def _newest_checkpoint(config: RunConfig) -> tuple[int, Path] | None:
+    """Return step and folder of the newest whole checkpoint; a run that has none begins anew."""
     found = finished_checkpoints(Path(config.output_dir) / "checkpoints")
-    if not found:
-        return {"step": 0, "training_seconds": 0.0}
-    return load_checkpoint(found[-1][1], trainer)
+    return found[-1] if found else None

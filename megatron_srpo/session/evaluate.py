@@ -31,12 +31,15 @@ class Evaluator:
         tokenizer: ChatTokenizer,
         rewards: RewardPool,
         groups: ProcessGroups,
+        may_write: Callable[[], bool],
     ) -> None:
+        """Take the run's parts; ``may_write`` says whether the run folder is still this run's."""
         self.config = config
         self.prompts = [prompt for chosen in sets.values() for prompt in chosen]
         self.tokenizer = tokenizer
         self.rewards = rewards
         self.groups = groups
+        self.may_write = may_write
 
     def is_due(self, step: int, last_step: int) -> bool:
         """Say whether to evaluate after ``step`` steps."""
@@ -59,7 +62,7 @@ class Evaluator:
         return result.metrics
 
     def _save(self, result: EvaluationResult) -> None:
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and self.may_write():
             folder = Path(self.config.output_dir) / "evaluations"
             folder.mkdir(parents=True, exist_ok=True)
             result.save(folder)

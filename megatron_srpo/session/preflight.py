@@ -14,13 +14,22 @@ from megatron_srpo.model.precision import check_fp8_sizes
 from megatron_srpo.model.stages import PipelineStages
 
 # Sections and keys that may differ between a run and its continuation: they change what is shown, where
-# memory is taken or how long it goes on, not the trajectory up to there.
+# memory is taken, where servers are and how long they are waited for, or how long the run goes on, not the
+# trajectory up to there.
 RESUMABLE = (
     "output_dir",
     "training.steps",
     "training.distributed_timeout_s",
     "optimizer.offload",
     "teacher.offload",
+    "rollout.sglang.host",
+    "rollout.sglang.urls",
+    "rollout.sglang.api_key_file",
+    "rollout.sglang.start_timeout_s",
+    "rollout.sglang.hang_timeout_s",
+    "rollout.sglang.request_timeout_s",
+    "rollout.sglang.max_restarts",
+    "rollout.sglang.log_tail_lines",
     "checkpoint",
     "report",
 )
@@ -80,6 +89,11 @@ def _check_lengths(config: RunConfig, arch: Qwen3Architecture) -> None:
             )
 
 
+def is_started(config: RunConfig) -> bool:
+    """Say whether ``output_dir`` holds a run."""
+    return (Path(config.output_dir) / "config.yaml").exists()
+
+
 def check_output(config: RunConfig, resume: bool) -> None:
     """Refuse to overwrite a run, and to continue one under another configuration.
 
@@ -89,7 +103,7 @@ def check_output(config: RunConfig, resume: bool) -> None:
     """
     stored = Path(config.output_dir) / "config.yaml"
     if not resume:
-        if stored.exists():
+        if is_started(config):
             raise CheckpointError(
                 f"{config.output_dir} already holds a run; continue it with --resume, or choose another "
                 "output_dir"
@@ -101,8 +115,8 @@ def check_output(config: RunConfig, resume: bool) -> None:
         if not key.startswith(RESUMABLE):
             raise ConfigError(
                 f"{key} = {ours!r}, but the run in {config.output_dir} has {theirs!r}; a resumed run keeps "
-                "its configuration (only its length, output, checkpoints, reports and what lies in host "
-                "memory may change)"
+                "its configuration (only its length, output, checkpoints, reports, the place of "
+                "servers and what lies in host memory may change)"
             )
 
 

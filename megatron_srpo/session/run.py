@@ -1,13 +1,10 @@
 """A run on one rank: the parts put together, and one method per line of the training step."""
 
-import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch.distributed as dist
 
 from megatron_srpo.algorithms import Algorithm, build_algorithm
 from megatron_srpo.algorithms.types import (
@@ -28,6 +25,7 @@ from megatron_srpo.report.samples import RolloutSample
 from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.rollout.engine import WeightPublisher
 from megatron_srpo.rollout.types import SamplingParams
+from megatron_srpo.session.control import Control
 from megatron_srpo.session.evaluate import Evaluator
 from megatron_srpo.session.lessons import TeacherPrompts
 from megatron_srpo.session.models import build_dealer
@@ -42,6 +40,7 @@ from megatron_srpo.session.rollouts import (
 )
 from megatron_srpo.session.samples import chosen_samples
 from megatron_srpo.session.sampling import Sampling, Ticket
+from megatron_srpo.session.status import RunStatus
 from megatron_srpo.session.step_metrics import (
     balance_metrics,
     check_agreement,
@@ -49,6 +48,7 @@ from megatron_srpo.session.step_metrics import (
     rollout_metrics,
     update_metrics,
 )
+from megatron_srpo.session.stop import StopRequested
 from megatron_srpo.training.checkpoint import save_checkpoint
 from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas, on_leader
 from megatron_srpo.training.loss import TrainingSample
@@ -83,6 +83,8 @@ class Parts:
     teacher_prompts: TeacherPrompts
     evaluator: Evaluator
     recorder: Recorder
+    control: Control
+    status: RunStatus
 
 
 class Run:
@@ -92,6 +94,8 @@ class Run:
         self.parts = parts
         self.config = parts.config
         self.groups = parts.groups
+        self.control = parts.control
+        self.status = parts.status
         self.trainer = parts.trainer
         self.recorder = parts.recorder
         self.algorithm: Algorithm = build_algorithm(parts.config.algorithm)
@@ -126,15 +130,24 @@ class Run:
 
         With ``rollout.max_staleness`` = k, the next k steps' responses are asked for as well and are sampled
         while this step trains, so that no token is older than k optimizer steps when its turn comes.
+
+        Raises:
+            StopRequested: nothing of the run has changed since the last step.
         """
         rollout = self.config.rollout
         last = min(self.step + rollout.max_staleness, self.config.training.steps - 1)
         for step in range(self.step + len(self.ahead), last + 1):
             self.ahead.append(self._ask(step))
         batch = self.ahead.popleft()
-        completions = self.parts.sampling.finish(batch.ticket)
+        completions = self.parts.sampling.finish(batch.ticket, self._heed)
         self.parts.publisher.rest()
+        self._heed()
         return make_rollouts(batch.prompts, rollout.samples_per_prompt, completions, self.parts.tokenizer)
+
+    def _heed(self) -> None:
+        """Raise StopRequested where the run was asked to stop before its last step."""
+        if self.step < self.config.training.steps and (reason := self.control.poll()):
+            raise StopRequested(reason)
 
     def _ask(self, step: int) -> SampledAhead:
         rollout = self.config.rollout
@@ -189,6 +202,7 @@ class Run:
         self._publish(self.step + 1)
 
     def _publish(self, version: int) -> None:
+        self.control.poll()  # engines may be another's as well, where it has taken the run over
         self.sync_metrics = self.parts.publisher.publish(version)
 
     def record(
@@ -227,11 +241,21 @@ class Run:
 
         Engines load the model folder themselves, yet the first publication proves that the way works before
         any time is spent on sampling.
+
+        Raises:
+            StopRequested: the run is not to go on.
         """
         with self.phase("sync"):
             self._publish(self.step)
         if self.step == 0 and self._evaluate():
-            self.recorder.write({**self.row, **self.sync_metrics, **self.recorder.phase_row()}, [])
+            self._write({**self.row, **self.sync_metrics, **self.recorder.phase_row()})
+        self._heed()
+
+    def _write(self, row: dict[str, float]) -> None:
+        """Write a row on rank 0, unless the folder is no longer this run's."""
+        self.control.poll()
+        self.recorder.write(row, self.samples)
+        self.status.running(self.step)
 
     def _evaluate(self) -> bool:
         """Evaluate if this step asks for it."""
@@ -242,17 +266,22 @@ class Run:
         return due
 
     def finish_step(self) -> None:
-        """Evaluate where due, write the step's row, and save where due."""
+        """Evaluate where due, write the step's row, and save where due.
+
+        Raises:
+            StopRequested: the step is done, and the run is not to go on.
+        """
         self._evaluate()
         seconds = self.recorder.phase_row()
         self.training_seconds += seconds["time/step"]
         row = {**self.row, **seconds, "time/training_total": self.training_seconds}
         if "tokens/total" in row:
             row["tokens/per_second"] = row["tokens/total"] / max(seconds["time/step"], 1e-9)
-        self.recorder.write(row, self.samples)
+        self._write(row)
         every = self.config.checkpoint.every
         if every and self.step % every == 0:
             self.save()
+        self._heed()
 
     def finish(self) -> None:
         """Save the end of the run, export the policy in Hugging Face format, write the report."""
@@ -261,15 +290,26 @@ class Run:
             self.save()
         if config.export_hf:
             self._export()
+        self.control.poll()
         self.recorder.finish()
+        self.status.finished()
+
+    def stop(self, request: StopRequested) -> None:
+        """Save the last finished step, if that is not done, so that nothing of it is lost."""
+        while self.ahead:
+            self.parts.sampling.cancel(self.ahead.pop().ticket)
+        if self.saved_step != self.step:
+            self.save()
+        self.recorder.progress.message(
+            f"{request} after step {self.step} of {self.config.training.steps}; continue with --resume"
+        )
+        self.status.stopped(str(request))
 
     def _export(self) -> None:
         """Write the policy as a Hugging Face folder; one from an earlier end of this run is replaced."""
         target = Path(self.config.output_dir) / "model"
-        if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)
-        dist.barrier()
-        save_hf(self.trainer.policy, self.parts.arch, self.groups, target, self.config.model.path)
+        source, owner = self.config.model.path, self.control.fence
+        save_hf(self.trainer.policy, self.parts.arch, self.groups, target, source, owner=owner)
 
     def save(self) -> None:
         """Write a checkpoint from which ``--resume`` goes on as if never stopped."""
@@ -280,5 +320,6 @@ class Run:
                 self.trainer,
                 {"training_seconds": from_first_rank(self.training_seconds)},
                 self.config.checkpoint.keep,
+                self.control.fence,
             )
         self.saved_step = self.step

@@ -1,12 +1,8 @@
 """Sampling over all replicas, ahead of the trainer where wanted, and whatever happens to the engines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
-
-from megatron_srpo import platform
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rollout.collect import collect, collect_started
 from megatron_srpo.rollout.engine import (
@@ -17,6 +13,7 @@ from megatron_srpo.rollout.engine import (
     WeightPublisher,
 )
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams
+from megatron_srpo.training.exchange import largest_anywhere
 
 
 @dataclass
@@ -34,6 +31,10 @@ class Ticket:
     completions: list[Completion] | None = None
 
 
+def _nothing() -> None:
+    pass
+
+
 class LocalSampling:
     """Answers requests with the engines inside the ranks of this replica, when they are asked for."""
 
@@ -44,13 +45,19 @@ class LocalSampling:
         """Hand requests in."""
         return Ticket(requests, params)
 
-    def finish(self, ticket: Ticket) -> list[Completion]:
+    def finish(self, ticket: Ticket, before_restore: Callable[[], object] = _nothing) -> list[Completion]:
         """Return the answers, in order. A collective over the replica.
+
+        Args:
+            before_restore: see :meth:`ServerSampling.finish`; these engines are never lost alone.
 
         Raises:
             EngineError: on all ranks of the replica, what keeps the engine from answering.
         """
         return collect(self._engine, ticket.requests, ticket.params, self._groups.replica)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget requests: nothing has begun."""
 
 
 class ServerSampling:
@@ -70,11 +77,15 @@ class ServerSampling:
         generation = None if self._engine is None else self._engine.submit(requests, params)
         return Ticket(requests, params, generation)
 
-    def finish(self, ticket: Ticket) -> list[Completion]:
+    def finish(self, ticket: Ticket, before_restore: Callable[[], object] = _nothing) -> list[Completion]:
         """Return the answers, in order. A collective over the job.
 
         Servers that were lost on the way come back with the current weights, and only what is missing is
         sampled again. All replicas take part, those too that have their answers: all hold the weights.
+
+        Args:
+            before_restore: called on all ranks before servers are brought back, which may take long; what it
+                raises there, on all ranks alike, ends the wait.
 
         Raises:
             EngineError: on all ranks of the replica, what keeps the engine from answering.
@@ -86,22 +97,19 @@ class ServerSampling:
                     ticket.completions = collect_started(ticket.generation, count, self._groups.replica)
             except EngineLost:
                 ticket.completions = None
-            if not _anywhere(ticket.completions is None):
+            if not largest_anywhere(ticket.completions is None):
                 assert ticket.completions is not None
                 return ticket.completions
+            before_restore()
             self._publisher.restore()
             if ticket.completions is None:
                 ticket.generation = self.start(ticket.requests, ticket.params).generation
 
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop sampling for these requests."""
+        if ticket.generation is not None:
+            ticket.generation.cancel()
+
 
 #: How a run samples.
 Sampling = LocalSampling | ServerSampling
-
-
-def _anywhere(happened: bool) -> bool:
-    """Say whether something happened on any rank of the job."""
-    if dist.get_world_size() == 1:
-        return happened
-    flag = torch.tensor(float(happened), device=platform.device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_srpo.errors import CheckpointError
@@ -29,7 +28,8 @@ from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.training.average import SavedAverage, TeacherAverage
 from megatron_srpo.training.optimizer_state import describe_optimizer, restore_optimizer
 from megatron_srpo.training.trainer import Trainer
-from megatron_srpo.weights.folders import new_folder
+from megatron_srpo.weights.agreement import on_first_rank
+from megatron_srpo.weights.folders import Owner, new_folder
 from megatron_srpo.weights.megatron_checkpoint import restore_weights, short_cause, without_missing_states
 
 _NAME = re.compile(r"step_(\d{8})")
@@ -50,24 +50,32 @@ def finished_checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted(whole)
 
 
-def save_checkpoint(root: Path, step: int, trainer: Trainer, progress: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    root: Path,
+    step: int,
+    trainer: Trainer,
+    progress: dict[str, Any],
+    keep: int,
+    owner: Owner | None = None,
+) -> Path:
     """Save the run after ``step`` steps, then delete all but the newest ``keep``. A collective.
 
     Args:
         progress: plain data that the loop needs to go on (position, clocks); the same on every rank.
+        owner: of the run folder, see :func:`~megatron_srpo.weights.folders.new_folder`.
 
     Raises:
         CheckpointError: the folder cannot be written.
+        FenceError: on all ranks, the folder has become another's.
     """
     final = checkpoint_folder(root, step)
     state = _state(trainer, loading=False)
     force_all_tensors_to_non_fp8(state["policy"])  # not sooner: the optimizer knows its weights by identity
     state["progress"] = {"step": step, **progress}
     state["layout"] = _layout(trainer.groups)
-    with new_folder(final) as folder:
+    with new_folder(final, owner) as folder:
         dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1))
-    if dist.get_rank() == 0:
-        _keep_newest(root, keep)
+    on_first_rank(lambda: _keep_newest(root, keep, owner))
     return final
 
 
@@ -169,6 +177,8 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
 
 
-def _keep_newest(root: Path, keep: int) -> None:
+def _keep_newest(root: Path, keep: int, owner: Owner | None) -> None:
+    if owner is not None:
+        owner.check()  # another may be reading what this one would delete
     for _, old in finished_checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)

@@ -63,6 +63,15 @@ def largest_over_replicas(value: float, groups: ProcessGroups) -> float:
     return largest.item()
 
 
+def largest_anywhere(value: int) -> int:
+    """Return the largest of a small number over all ranks of the job. Collective."""
+    if dist.get_world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=platform.device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest.item())
+
+
 def gather_over_replicas(value: T, groups: ProcessGroups) -> list[T]:
     """Collect one object per replica, in replica order, on every rank."""
     return _gather_over(groups.dp, value)

@@ -1,13 +1,32 @@
 """Failing together: what goes wrong on one rank of a group is raised on all of them."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from megatron_srpo.errors import EngineError, UserError
 
 T = TypeVar("T")
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """Do something on global rank 0 alone, and give every rank what it returned. Collective.
+
+    Raises:
+        UserError: on every rank, when the action raised it; nobody is left waiting.
+    """
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = action()
+        except UserError as error:
+            box[1] = error
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
 
 
 def together(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups
-from megatron_srpo.weights.folders import copy_hf_files, new_folder
+from megatron_srpo.weights.folders import Owner, copy_hf_files, new_folder
 from megatron_srpo.weights.gather import hf_tensors
 from megatron_srpo.weights.hf_files import write_files
 from megatron_srpo.weights.table import Shape, hf_shapes
@@ -28,6 +28,7 @@ def save_hf(
     dtype: torch.dtype | None = None,
     max_file_bytes: int = DEFAULT_FILE_BYTES,
     progress: Progress | None = None,
+    owner: Owner | None = None,
 ) -> None:
     """Write ``model`` as a folder that ``AutoModelForCausalLM`` loads. A collective over all ranks.
 
@@ -38,6 +39,7 @@ def save_hf(
         dtype: of the written tensors; the model's own by default.
         max_file_bytes: size at which another safetensors file is begun.
         progress: called with (tensors done, tensors in all).
+        owner: of the folder, see :func:`~megatron_srpo.weights.folders.new_folder`.
 
     Raises:
         CheckpointError: ``target`` exists or cannot be written.
@@ -45,7 +47,7 @@ def save_hf(
     """
     dtype = dtype or next(model.parameters()).dtype
     shapes = hf_shapes(arch)
-    with new_folder(Path(target)) as folder:
+    with new_folder(Path(target), owner) as folder:
         tensors = _reporting(hf_tensors(model, arch, groups, dtype), len(shapes), progress)
         if dist.get_rank() == 0:
             _write(folder, Path(hf_files), tensors, shapes, dtype, max_file_bytes)

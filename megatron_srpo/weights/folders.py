@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from megatron_srpo.errors import CheckpointError, ModelError
+from megatron_srpo.weights.agreement import on_first_rank
 
 # What a Hugging Face folder holds beside weights. A fixed list: no code and no foreign files.
 HF_FILES = (
@@ -27,41 +29,72 @@ HF_FILES = (
 )
 
 
+class Owner(Protocol):
+    """Whoever may write somewhere, as long as it may (:class:`~megatron_srpo.training.fence.Fence`)."""
+
+    @property
+    def name(self) -> str:
+        """What sets this owner's temporary folders apart from those of any other."""
+        ...
+
+    def check(self) -> None:
+        """Raise a UserError when another has become the owner."""
+        ...
+
+
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, owner: Owner | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside ``target`` that becomes ``target`` when every rank has left the block.
 
-    A collective over all ranks. A process killed inside leaves only ``.<name>.partial``, which the next
-    attempt removes.
+    A collective over all ranks. A process killed inside leaves only ``.<name>.partial``, or
+    ``.<name>.<owner>.partial``, which the next attempt removes.
+
+    Args:
+        owner: asked before anything is written, and again before the folder appears. Its folder replaces one
+            that is there already, left by an earlier owner; without an owner that is refused.
 
     Raises:
         CheckpointError: ``target`` exists, or the file system refuses.
+        UserError: on all ranks, what the owner's check raised.
     """
-    partial = target.parent / f".{target.name}.partial"
-    _first_rank_then_all(lambda: _start(target, partial))
+    partial = target.parent / ".".join(["", target.name, *([owner.name] if owner else []), "partial"])
+    _first_rank_then_all(lambda: _start(target, partial, owner))
     yield partial
     dist.barrier()
-    _first_rank_then_all(lambda: partial.rename(target))
+    _first_rank_then_all(lambda: _appear(target, partial, owner))
 
 
-def _start(target: Path, partial: Path) -> None:
-    if target.exists():
+def _start(target: Path, partial: Path, owner: Owner | None) -> None:
+    if owner is not None:
+        owner.check()
+    elif target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
 
+def _appear(target: Path, partial: Path, owner: Owner | None) -> None:
+    if owner is None:
+        partial.rename(target)
+        return
+    owner.check()
+    aside = partial.with_suffix(".old.partial")
+    if target.exists():
+        target.rename(aside)
+    partial.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _first_rank_then_all(action: Callable[[], object]) -> None:
     """Let global rank 0 change the file system, and let all ranks fail together when that fails."""
-    failure: list[str | None] = [None]
-    if dist.get_rank() == 0:
+
+    def change() -> None:
         try:
             action()
         except OSError as error:
-            failure[0] = str(error)
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise CheckpointError(f"cannot write: {failure[0]}")
+            raise CheckpointError(f"cannot write: {error}") from error
+
+    on_first_rank(change)
 
 
 def copy_hf_files(source: Path, target: Path, dtype: torch.dtype) -> None:

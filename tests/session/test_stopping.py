@@ -1,0 +1,234 @@
+"""Runs that are asked to stop, and runs that were taken over: nothing is lost, nothing is written twice."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_srpo.config.loader import to_yaml
+from megatron_srpo.config.run import RunConfig
+from megatron_srpo.session.status import read_status
+from megatron_srpo.training.fence import claim
+from tests.ranks import run_ranks
+from tests.session.test_loop import command, finish, rows_of, small_config, start, train_ranks, wait_for_row
+
+SHORT = ["rollout.prompts_per_step=4", "rollout.max_response_tokens=32", "teacher.ema_rate=0.3"]
+
+
+def config_for(folder: Path, *overrides: str) -> RunConfig:
+    return small_config(folder, *SHORT, *overrides)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps on one rank that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_ranks(1, train_ranks, config_for(folder, "training.steps=4", "parallel.tensor=1"), timeout=300)
+    return folder
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+# -------------------- stopping at a chosen moment, in ranks of the pool
+
+
+def train_disturbed(rank: int, world: int, config: RunConfig, moment: str, what: str) -> tuple[str, int, int]:
+    """Train, and do something to the run at a moment of step 2; return how it ended, step and saved step."""
+    from megatron_srpo.errors import FenceError
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    def act() -> None:
+        if rank == 0:
+            (folder / "stop").touch() if what == "stop" else claim(folder)
+
+    folder = Path(config.output_dir)
+    with open_run(config, resume=False) as run:
+        disturb(run, moment, act)
+        try:
+            ending = "finished" if train(run) else "stopped"
+        except FenceError as error:
+            ending = f"fenced: {error}"
+        return ending, run.step, run.saved_step
+
+
+def disturb(run: Any, moment: str, act: Callable[[], None]) -> None:
+    """Have ``act`` called once, at a moment of the second step (or before the first one)."""
+    owner, name = {
+        "start": (run.parts.publisher, "publish"),
+        "generate": (run.parts.sampling, "finish"),
+        "update": (run, "update"),
+        "record": (run, "record"),
+        "evaluate": (run.parts.evaluator, "is_due"),
+        "saving": (run.trainer.optimizer, "make_state"),
+    }[moment]
+    original, step = vars(owner).get(name) or type(owner).__dict__[name].__get__(owner), run.step
+    done = []
+
+    def disturbed(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        if not done and (moment == "start" or run.step == step + (2 if moment == "saving" else 1)):
+            done.append(True)
+            act()
+        return result
+
+    setattr(owner, name, disturbed)
+
+
+def go_on(rank: int, world: int, config: RunConfig) -> int:
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    with open_run(config, resume=True) as run:
+        began = run.step
+        assert train(run)
+    return began
+
+
+@pytest.mark.parametrize(
+    ("moment", "overrides", "step"),
+    [
+        ("start", [], 0),
+        ("generate", [], 1),
+        # The step before is saved already; it is not saved again.
+        ("generate", ["checkpoint.every=1"], 1),
+        ("update", [], 2),
+    ],
+)
+def test_a_stop_file_loses_nothing(
+    tmp_path: Path, undisturbed: Path, moment: str, overrides: list[str], step: int
+) -> None:
+    config = config_for(tmp_path, "training.steps=4", "parallel.tensor=1", *overrides)
+    assert run_ranks(1, train_disturbed, config, moment, "stop") == [("stopped", step, step)]
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["steps"]) == ("stopped", step, 4)
+    assert status["reason"] == "stopped on request (file 'stop')"
+    if step:
+        assert checkpoints(tmp_path) == [f"step_{step:08d}"]
+    assert run_ranks(1, go_on, config) == [step]
+    assert not (tmp_path / "stop").exists()
+    assert rows_of(tmp_path) == rows_of(undisturbed)
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == (undisturbed / "rollouts.jsonl").read_bytes()
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["attempt"]) == ("finished", 4, 2)
+
+
+def test_two_ranks_stop_after_the_same_step(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_ranks(2, train_ranks, config_for(whole, "training.steps=3"), timeout=300)
+    config = config_for(parts, "training.steps=3")
+    assert run_ranks(2, train_disturbed, config, "generate", "stop") == [("stopped", 1, 1)] * 2
+    assert run_ranks(2, go_on, config) == [1, 1]
+    assert rows_of(parts) == rows_of(whole)
+
+
+def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "training.steps=2", "parallel.tensor=1")
+    assert run_ranks(1, train_disturbed, config, "update", "stop") == [("finished", 2, 0)]
+    assert read_status(tmp_path)["state"] == "finished"
+
+
+# -------------------- taken over by another
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Every file of a run folder with a hash of its content."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("moment", ["generate", "update", "record", "saving"])
+def test_all_ranks_that_lost_the_folder_end_together_and_write_nothing(tmp_path: Path, moment: str) -> None:
+    """In whatever phase it happens; ``saving`` is while a checkpoint is being written."""
+    config = config_for(tmp_path, "training.steps=3", "checkpoint.every=2")
+    endings = run_ranks(2, train_disturbed, config, moment, "claim", timeout=120)
+    for ending, _, saved in endings:
+        assert ending.startswith(f"fenced: {tmp_path} was taken over by another process (token 00000002: ")
+        assert f"pid {os.getpid()}" not in ending and saved == 0
+    assert len({ending for ending, _, _ in endings}) == 1
+    assert [row["step"] for row in rows_of(tmp_path)] == ([1, 2] if moment == "saving" else [1])
+    status = read_status(tmp_path)
+    assert (status["state"], status["attempt"]) == ("running", 1)
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+
+
+@pytest.mark.slow
+def test_a_frozen_run_that_wakes_up_changes_no_byte(tmp_path: Path, undisturbed: Path) -> None:
+    """The split brain: a machine is cut off, its job is started elsewhere, and the machine comes back."""
+    folder = tmp_path / "run"
+    config = config_for(folder, "training.steps=4", "parallel.tensor=1", "checkpoint.every=1")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    log = tmp_path / "log"
+    old = start(command(tmp_path / "run.yaml", "--resume-if-started"), log)
+    try:
+        wait_for_checkpoint(folder, 1, old, log)
+        old.send_signal(signal.SIGSTOP)
+        assert read_status(folder)["state"] == "running", "it ended before it could be frozen"
+        run_ranks(1, resume_once, config, timeout=300)
+        assert rows_of(folder) == rows_of(undisturbed)
+        assert read_status(folder)["attempt"] == 2
+        before = fingerprint(folder)
+        old.send_signal(signal.SIGCONT)
+        assert old.wait(timeout=300) == 2, log.read_text()
+    finally:
+        os.killpg(old.pid, signal.SIGKILL)
+    assert "was taken over by another process (token 00000002: host" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert fingerprint(folder) == before
+
+
+def resume_once(rank: int, world: int, config: RunConfig) -> None:
+    assert go_on(rank, world, config) >= 1
+
+
+def wait_for_checkpoint(folder: Path, step: int, process: subprocess.Popen, log: Path) -> None:
+    wait_for_row(folder, step, process, log)
+    while not (folder / "checkpoints" / f"step_{step:08d}").exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+# -------------------- signals to real processes
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_rank(tmp_path: Path, undisturbed: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    config = config_for(folder, "training.steps=4", "parallel.tensor=1")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    process = start(command(tmp_path / "run.yaml"), log)
+    wait_for_row(folder, 1, process, log)
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) == 75, log.read_text()
+    status = read_status(folder)
+    # Python runs the handlers of signals that came together in the order of their numbers: USR1 is 10.
+    assert status["reason"] == "stopped on request (SIGUSR1)"
+    line = f"stopped on request (SIGUSR1) after step {status['step']} of 4; continue with --resume"
+    assert line in log.read_text() and "Traceback" not in log.read_text()
+    assert checkpoints(folder) == [f"step_{status['step']:08d}"]
+    finish(start(command(tmp_path / "run.yaml", "--resume-if-started"), log), log)
+    assert rows_of(folder) == rows_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_command_reaches_the_ranks_that_it_started(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    (tmp_path / "run.yaml").write_text(to_yaml(config_for(folder, "training.steps=50")))
+    process = start(command(tmp_path / "run.yaml", "--resume-if-started"), log)
+    wait_for_row(folder, 1, process, log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) == 75, log.read_text()
+    status = read_status(folder)
+    assert (status["state"], status["reason"]) == ("stopped", "stopped on request (SIGTERM)")
+    assert 1 <= status["step"] < 50
+    assert checkpoints(folder) == [f"step_{status['step']:08d}"]
+    assert "Traceback" not in log.read_text()

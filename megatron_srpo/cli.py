@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from megatron_srpo import __version__
-from megatron_srpo.commands import compare, doctor, evaluate, plan, recipes, report, train
+from megatron_srpo.commands import compare, doctor, evaluate, plan, recipes, report, serve, train
 from megatron_srpo.errors import UserError
 
 _EPILOG = """\
@@ -27,6 +27,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 _COMMANDS = {
     "train": (train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
+    "serve": (serve, "start SGLang servers on this machine for a run on other machines"),
     "eval": (evaluate, "measure held-out accuracy of a Hugging Face folder"),
     "compare": (compare, "run several algorithms from the same weights and seeds; draw one figure"),
     "report": (report, "write the report page of a run"),

@@ -45,6 +45,15 @@ def rank_environment() -> RankEnvironment | None:
     return RankEnvironment(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(local))
 
 
+def job_name() -> str:
+    """Name the Slurm job that this process belongs to and how often it was restarted: ``1234_0``.
+
+    Empty outside Slurm.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return f"{job}_{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else ""
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a child process: this one, one OpenMP thread, and ``extra``.
 

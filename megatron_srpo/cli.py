@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from megatron_srpo import __version__
-from megatron_srpo.commands import compare, doctor, evaluate, jobs, launch, plan, recipes, report, train
+from megatron_srpo.commands import (
+    compare,
+    doctor,
+    evaluate,
+    jobs,
+    launch,
+    plan,
+    recipes,
+    report,
+    serve,
+    train,
+)
 from megatron_srpo.errors import UserError
 
 _EPILOG = """\
@@ -67,6 +78,7 @@ _COMMANDS = {
     "doctor": _of(doctor, "check machine, packages, config and model folder"),
     "plan": _of(plan, "predict memory and time of a layout, or search the layouts of N GPUs"),
     "recipes": _of(recipes, "list the recipes for Qwen3 0.6B to 32B, or write one as YAML"),
+    "serve": _of(serve, "start SGLang servers on this machine for a run on other machines"),
     "launch": _of(launch, "launch a run on a Slurm cluster, or here, and watch it"),
     "status": _on_run(jobs.status, "say how a launched run is doing"),
     "logs": _on_run(jobs.logs, "show the logs of a launched run", jobs.add_logs_arguments),

@@ -45,7 +45,7 @@ def start_server(
             yield server
         finally:
             # A polite end takes SGLang seconds and tests nothing here.
-            server.stop(grace_s=0.0)
+            server.stop()
 
 
 def restore(endpoint: Endpoint) -> None:

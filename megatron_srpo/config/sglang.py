@@ -26,29 +26,39 @@ OWNED_OPTIONS = {
     "config": "sglang.options",
 }
 
-_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:(?P<port>\d+))?")
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGLangConfig(Config):
-    """SGLang servers: started here, or external ones by URL.
+    """SGLang servers: started here, external ones by URL, or others' that say in a folder where they are.
 
     On GPUs, SGLang heeds the seeds of requests only with ``options: {enable_deterministic_inference: true}``;
     without it sampling is faster and not reproducible. Without CUDA, seeds are always heeded.
     """
 
-    servers: int = option(1, "Servers to start on this machine.", minimum=1)
+    servers: int = option(
+        1, "Servers to start on this machine; with a registry, the number of its slots.", minimum=1
+    )
     tensor_parallel: int = option(1, "Ranks that share one server's weights.", minimum=1)
     expert_parallel: int = option(
         1, "Groups of these ranks that share out the experts; divides tensor_parallel.", minimum=1
     )
     urls: tuple[str, ...] = option((), "External servers (http://host:port); then none is started here.")
+    registry: str = option(
+        "",
+        "Folder in which servers of other machines register (megatron-srpo serve), shared by all machines; "
+        "none is started here. They may be lost and come back.",
+    )
     router: str = option(
         "auto",
-        "SGLang's router before several servers; auto: if there are several and it is installed.",
+        "SGLang's router before several servers; auto: if there are several, it is installed, and they are "
+        "not registered ones.",
         choices=("auto", "on", "off"),
     )
-    host: str = option("127.0.0.1", "Address on which servers listen; others than loopback are reachable.")
+    host: str = option(
+        "127.0.0.1", "Address on which servers and router listen; others than loopback are reachable."
+    )
     dtype: str = option(
         "auto", "Type of the servers' weights; auto: the model's.", choices=("auto", "float32", "bfloat16")
     )
@@ -61,6 +71,9 @@ class SGLangConfig(Config):
         factory=dict,
     )
     start_timeout_s: float = option(600.0, "Seconds until a started server must serve.", minimum=1.0)
+    return_timeout_s: float = option(
+        1800.0, "Seconds that a run without any server left waits for one to register.", minimum=1.0
+    )
     hang_timeout_s: float = option(300.0, "Seconds without a sign of life: frozen.", minimum=1.0)
     request_timeout_s: float = option(3600.0, "Seconds that one request may take.", minimum=1.0)
     max_concurrency: int = option(256, "Most requests that wait at one server.", minimum=1)
@@ -86,12 +99,16 @@ class SGLangConfig(Config):
                 f"SGLangConfig.expert_parallel = {self.expert_parallel} does not divide tensor_parallel = "
                 f"{self.tensor_parallel}; choose a part of it"
             )
+        if self.urls and self.registry:
+            raise ConfigError(
+                f"SGLangConfig.registry = {self.registry!r}, but urls names servers too; give one of them"
+            )
         if self.urls:
             self._validate_external()
         elif self.api_key_file:
             raise ConfigError(
                 f"SGLangConfig.api_key_file = {self.api_key_file!r} is for external servers, but urls is "
-                "empty; servers started here get a random key"
+                "empty; other servers get a random key"
             )
         if self.router == "on" and self.servers == 1:
             raise ConfigError("SGLangConfig.router = 'on' with servers = 1; a router needs several servers")
@@ -113,9 +130,14 @@ class SGLangConfig(Config):
                 )
 
 
+def is_url(text: str) -> bool:
+    """Say whether a text is scheme, host and perhaps a port, and no more."""
+    found = _URL.fullmatch(text)
+    return found is not None and int(found["port"] or 1) in range(1, 65536)
+
+
 def _check_url(url: str) -> None:
-    found = _URL.fullmatch(url)
-    if not found or int(found["port"] or 1) not in range(1, 65536):
+    if not is_url(url):
         raise ConfigError(
             f"SGLangConfig.urls has {url!r}; give scheme, host and port, e.g. http://localhost:30000"
         )

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_srpo import platform
 from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.sglang import SGLangConfig
 from megatron_srpo.errors import EngineError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups
@@ -23,6 +24,8 @@ from megatron_srpo.rollout.sglang.endpoint import Endpoint, check_reach, on_this
 from megatron_srpo.rollout.sglang.engine import SamplerSettings, SGLangEngine
 from megatron_srpo.rollout.sglang.fleet import Fleet
 from megatron_srpo.rollout.sglang.publisher import SGLangPublisher
+from megatron_srpo.rollout.sglang.registered import RegisteredFleet
+from megatron_srpo.rollout.sglang.registry import Registry
 from megatron_srpo.rollout.stop_tokens import stop_tokens
 from megatron_srpo.session.models import DTYPES
 from megatron_srpo.session.sampling import LocalSampling, Sampling, ServerSampling
@@ -51,11 +54,13 @@ def link_engine(
     trainer: Trainer,
     tokenizer: Any,
     say: Callable[[str], None],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EngineLink]:
     """Start the engine for training; end it with the block. Collective over the job.
 
     Args:
         say: shows a line of progress (on rank 0).
+        should_stop: ends waiting for registered servers (on rank 0, in a thread of its own).
 
     Raises:
         EngineError: it cannot be started or reached.
@@ -65,7 +70,7 @@ def link_engine(
         publisher = LocalPublisher(engine, trainer.policy, arch, groups)
         link = EngineLink(LocalSampling(engine, groups), publisher)
     else:
-        link = _link_sglang(config, arch, groups, trainer, tokenizer, say)
+        link = _link_sglang(config, arch, groups, trainer, tokenizer, say, should_stop)
     try:
         yield link
     finally:
@@ -90,14 +95,17 @@ def _link_sglang(
     trainer: Trainer,
     tokenizer: Any,
     say: Callable[[str], None],
+    should_stop: Callable[[], bool],
 ) -> EngineLink:
     chosen = config.rollout.sglang
-    check_reach(everywhere(socket.gethostname()), chosen.urls or (chosen.host,))
-    fleet = _fleet(config, say) if dist.get_rank() == 0 else None
+    hosts = everywhere(socket.gethostname())
+    check_reach(hosts, _listening(chosen))
+    fleet = _fleet(config, say, should_stop) if dist.get_rank() == 0 else None
     with ExitStack() as on_failure:
         if fleet is not None:
             on_failure.callback(fleet.close)
         endpoints, generation = _addresses(fleet)
+        check_reach(hosts, [endpoint.url for endpoint in endpoints])
         engine = None
         if groups.is_leader:
             engine = _sglang_engine(config, arch, tokenizer, endpoints, generation, fleet)
@@ -121,20 +129,32 @@ def _link_sglang(
             hang_timeout_s=chosen.hang_timeout_s,
             attempts=config.rollout.sync.attempts,
             colocated=config.rollout.placement == "colocated",
+            registry=Registry(chosen.registry) if chosen.registry else None,
         )
         on_failure.pop_all()
     return EngineLink(ServerSampling(engine, publisher, groups), publisher)
 
 
-def _fleet(config: RunConfig, say: Callable[[str], None]) -> Fleet:
+def _listening(chosen: SGLangConfig) -> tuple[str, ...]:
+    """Return the addresses that are known before anything is started."""
+    if chosen.registry:
+        return (chosen.host,) if chosen.router == "on" else ()
+    return chosen.urls or (chosen.host,)
+
+
+def _fleet(
+    config: RunConfig, say: Callable[[str], None], should_stop: Callable[[], bool] = lambda: False
+) -> Fleet | RegisteredFleet:
     logs = Path(config.output_dir) / "engine"
+    if config.rollout.sglang.registry:
+        return RegisteredFleet(config.rollout.sglang, logs, on_progress=say, should_stop=should_stop)
     return Fleet(config.rollout.sglang, config.model.path, config.model.dtype, logs, on_progress=say)
 
 
-def _addresses(fleet: Fleet | None) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
+def _addresses(fleet: Fleet | RegisteredFleet | None) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
     """Start the servers on rank 0 and tell all ranks where they are, and where requests go."""
 
-    def start(started: Fleet) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]] | str:
+    def start(started: Fleet | RegisteredFleet) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]] | str:
         try:
             started.start()
         except EngineError as error:
@@ -153,7 +173,7 @@ def _sglang_engine(
     tokenizer: Any,
     endpoints: Sequence[Endpoint],
     generation: Sequence[Endpoint],
-    fleet: Fleet | None,
+    fleet: Fleet | RegisteredFleet | None,
 ) -> SGLangEngine:
     chosen = config.rollout.sglang
     return SGLangEngine(
@@ -174,7 +194,8 @@ def _transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[End
     name = sync.transport
     if name == "auto":
         # All ranks must take the same way, also where some of them are on the servers' machine.
-        here = all(on_this_host(endpoint.url) for endpoint in endpoints)
+        # Registered servers may be elsewhere when they come back.
+        here = not chosen.registry and all(on_this_host(endpoint.url) for endpoint in endpoints)
         name = "tensor" if all(everywhere(here)) else "collective"
     if name == "disk":
         folder = sync.folder or str(Path(config.output_dir) / "engine" / "weights")

@@ -7,7 +7,7 @@ import pytest
 from megatron_srpo import __version__
 from megatron_srpo.cli import main, make_parser
 
-COMMANDS = ["train", "eval", "compare", "report", "doctor", "plan", "recipes"]
+COMMANDS = ["train", "serve", "eval", "compare", "report", "doctor", "plan", "recipes"]
 
 
 def printed_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -28,6 +28,7 @@ def test_the_overview_names_every_command_with_examples(capsys: pytest.CaptureFi
     ("command", "expected"),
     [
         ("train", ["Train a policy", "--config YAML", "--resume", "--replicas N", "--options SECTION"]),
+        ("serve", ["--register FOLDER", "--slot K", "--slots N", "--host ADDRESS", "FOLDER/api_key"]),
         ("eval", ["avg@k, pass@k, maj@k", "--out FOLDER", "section.key=value"]),
         ("compare", ["draw one figure", "--algorithms NAME", "--seeds N", "advantage_mix", "--replicas N"]),
         ("report", ["report.html", "run_dir"]),
@@ -45,7 +46,7 @@ def test_every_command_explains_itself(
         assert phrase in text, phrase
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "compare"])
+@pytest.mark.parametrize("command", ["train", "serve", "eval", "compare"])
 def test_overrides_are_explained_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "section.key=value" in printed_by([command, "--help"], capsys)
 

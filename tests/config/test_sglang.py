@@ -108,7 +108,7 @@ def test_external_servers_are_not_configured_here(name: str, value: Any) -> None
 
 
 def test_a_key_file_is_for_external_servers() -> None:
-    with pytest.raises(ConfigError, match=r"api_key_file = 'key'.*servers started here get a random key"):
+    with pytest.raises(ConfigError, match=r"api_key_file = 'key'.*other servers get a random key"):
         SGLangConfig(api_key_file="key")
 
 

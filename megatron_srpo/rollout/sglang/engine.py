@@ -4,7 +4,6 @@ import concurrent.futures
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.engine import EngineLost, Parallelism, ProgressCallback
@@ -18,7 +17,7 @@ from megatron_srpo.rollout.vocabulary import Vocabulary
 
 __all__ = ["EngineLost", "Generation", "SGLangEngine", "SamplerSettings"]
 
-_T = TypeVar("_T")
+_NO_SERVER = "an SGLang engine needs at least one server; start one or give sglang.urls"
 
 #: What makes two requests the same one, asked again.
 _Key = tuple[Request, SamplingParams]
@@ -104,9 +103,10 @@ class SGLangEngine:
         """
         self._vocabulary = Vocabulary.of(vocab_size, vocab_limit, stop_tokens)
         if not endpoints:
-            raise EngineError("an SGLang engine needs at least one server; start one or give sglang.urls")
+            raise EngineError(_NO_SERVER)
         self._workers = tuple(endpoints)
         self._generation = tuple(generation_endpoints or endpoints)
+        self._direct = self._generation == self._workers
         self._settings = settings or SamplerSettings()
         self._on_finished = on_finished or (lambda url: None)
         self._version = 0
@@ -189,19 +189,21 @@ class SGLangEngine:
     def exclude(self, url: str) -> None:
         """Take a server out of rotation; its requests in flight move to the others.
 
-        Behind a router, which sees to its servers itself, this matters when no server is left.
+        Behind a router nobody knows whose they are, so all that are in flight are sent again.
 
         Raises:
             EngineError: the engine has no such server.
         """
         self._check_url(url)
         with self._lock:
+            news = url not in self._excluded
             self._excluded.add(url)
-            urls = [url]
-            if self._excluded.issuperset(worker.url for worker in self._workers):
-                urls += [endpoint.url for endpoint in self._generation]
-        for gone in urls:
-            self._loop.call(self._rotation.exclude, gone)
+            none_left = self._excluded.issuperset(worker.url for worker in self._workers)
+            fronts = () if self._direct else self._generation
+        if self._direct:
+            self._loop.call(self._rotation.exclude, url)
+        for front in fronts if news else ():
+            self._loop.call(self._rotation.exclude if none_left else self._rotation.bounce, front.url)
 
     def include(self, url: str) -> None:
         """Put a server back into rotation, its failures forgotten. Calls that are running use it, too.
@@ -212,32 +214,32 @@ class SGLangEngine:
         self._check_url(url)
         with self._lock:
             self._excluded.discard(url)
-            routers = {endpoint.url for endpoint in self._generation} - {
-                worker.url for worker in self._workers
-            }
-        for back in (url, *routers):
+            fronts = () if self._direct else self._generation
+        for back in (url, *(front.url for front in fronts)):
             self._loop.call(self._rotation.include, back)
 
-    def replace(self, url: str, endpoint: Endpoint) -> None:
-        """Take note that a server was started anew, perhaps elsewhere; it is back in rotation.
+    def set_servers(self, endpoints: Sequence[Endpoint]) -> None:
+        """Take note that these are the servers now; all of them are in rotation.
+
+        Some may have been started anew, perhaps elsewhere; some are new, others gone. Requests in flight at
+        those that are gone move to the others.
 
         Raises:
-            EngineError: the engine has no server at ``url``.
+            EngineError: there is none.
         """
-        self._check_url(url)
-        if endpoint.url == url:
-            self.include(url)
-            return
-        place = [worker.url for worker in self._workers].index(url)
+        if not endpoints:
+            raise EngineError(_NO_SERVER)
         with self._lock:
-            self._workers = _with(self._workers, place, endpoint)
-            self._servers = _with(self._servers, place, SGLangServer(endpoint, self._loop))
-            direct = [generation.url for generation in self._generation]
-            if url in direct:
-                self._generation = _with(self._generation, direct.index(url), endpoint)
-        self._loop.call(self._rotation.exclude, url)
-        if url in direct:
-            self._loop.call(self._rotation.add, endpoint)
+            known = {server.endpoint: server for server in self._servers}
+            self._workers = tuple(endpoints)
+            self._servers = tuple(
+                known.get(endpoint) or SGLangServer(endpoint, self._loop) for endpoint in endpoints
+            )
+            self._excluded.clear()
+            if self._direct:
+                self._generation = self._workers
+            generation = self._generation
+        self._loop.call(self._rotation.set_endpoints, generation)
 
     def close(self) -> None:
         """Cancel what runs and close all connections; the servers stay. Idempotent."""
@@ -291,8 +293,3 @@ class SGLangEngine:
         urls = [endpoint.url for endpoint in self._workers]
         if url not in urls:
             raise EngineError(f"the engine has no server {url!r}; its servers are {', '.join(urls)}")
-
-
-def _with(items: tuple[_T, ...], place: int, item: _T) -> tuple[_T, ...]:
-    """Return ``items`` with another one at ``place``."""
-    return (*items[:place], item, *items[place + 1 :])

@@ -3,29 +3,46 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_srpo.config.sglang import SGLangConfig
 from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.sglang import router as routing
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
+from megatron_srpo.rollout.sglang.external import reach, read_api_key
 from megatron_srpo.rollout.sglang.options import server_arguments
-from megatron_srpo.rollout.sglang.process import HttpProcess, fetch, sglang_server
+from megatron_srpo.rollout.sglang.process import HttpProcess, sglang_server
 from megatron_srpo.rollout.sglang.router import Router
+from megatron_srpo.rollout.sglang.routes import Routes
 from megatron_srpo.rollout.sglang.watch import Condition, ServerWatch
 
 _POLL_S = 0.25
-_REACH_TIMEOUT_S = 30.0
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Revival:
+    """What became of servers that were lost.
+
+    Attributes:
+        endpoints: all servers that there are now, in order.
+        changed: some of them were started anew or came in, or others were given up.
+        given_up: some were given up, so the failure of a call that included them need not come again.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    changed: bool
+    given_up: bool = False
+
+
 class Fleet:
     """Starts, watches, restarts and stops the servers. A context manager; not to be shared between threads
-    (but for :meth:`note_progress`, which any thread may call).
+    (but for methods that say otherwise).
 
     Args:
         config: how many servers, or the URLs of external ones.
@@ -55,11 +72,9 @@ class Fleet:
         self._servers: list[HttpProcess] = []
         self._external: tuple[Endpoint, ...] = ()
         self._watches: list[ServerWatch] = []
-        self._router: Router | None = None
-        self._routed: set[int] = set()
+        self._routes = Routes(None, config.max_restarts, on_progress)
         self._lost: dict[int, Condition] = {}
         self._restarts: list[int] = []
-        self._router_restarts = 0
 
     def __enter__(self) -> "Fleet":
         with ExitStack() as undo:
@@ -79,7 +94,7 @@ class Fleet:
     @property
     def generation(self) -> tuple[Endpoint, ...]:
         """Where requests go: the router alone where there is one, otherwise the servers."""
-        return (self._router.endpoint,) if self._router else self.endpoints
+        return self._routes.front or self.endpoints
 
     def start(self) -> None:
         """Start all servers side by side and wait until they serve; or reach the external ones.
@@ -94,12 +109,15 @@ class Fleet:
         self._restarts = [0] * len(self.endpoints)
         self._watches = [self._watch(index) for index in range(len(self.endpoints))]
         if self._wants_router():
-            self._router = Router(self._config, self._log_dir, self._api_key)
-            self._router.start(self.endpoints)
-            self._routed = set(range(len(self.endpoints)))
+            router = Router(self._config, self._log_dir, self._api_key)
+            self._routes = Routes(router, self._config.max_restarts, self.report)
+            self._routes.start(self.endpoints)
 
     def note_progress(self, url: str) -> None:
-        """Take note that a request to ``url`` finished. Of the router's URL nothing can be concluded."""
+        """Take note that a request to ``url`` finished. Any thread may call it.
+
+        Of the router's URL nothing can be concluded.
+        """
         for watch in tuple(self._watches):
             if watch.endpoint.url == url:
                 watch.note_progress()
@@ -107,6 +125,10 @@ class Fleet:
     def conditions(self) -> tuple[Condition, ...]:
         """Say of each server what is known of it. Returns at once."""
         return tuple(watch.condition for watch in self._watches)
+
+    def known(self) -> dict[str, Condition]:
+        """Say the same by URL. Any thread may call it."""
+        return {watch.endpoint.url: watch.condition for watch in tuple(self._watches)}
 
     def lost(self) -> tuple[int, ...]:
         """Return the indexes of servers that are dead or frozen; the router stops sending requests to them.
@@ -120,15 +142,41 @@ class Fleet:
         for index, condition in enumerate(self.conditions()):
             if condition is not Condition.HEALTHY:
                 self._lost.setdefault(index, condition)
-        if self._router is not None:
-            gone = self._routed.intersection(self._lost)
-            self._routed -= gone
-            if not self._router.is_alive():
-                self._mend(self._router)
-            else:
-                for index in gone:
-                    self._router.remove(self.endpoints[index].url)
+        self._routes.take_out({self.endpoints[index].url for index in self._lost})
         return tuple(sorted(self._lost))
+
+    def revive(self, silent: Collection[str], admit: bool = True) -> Revival:
+        """Restart what is lost; the router does not use it before :meth:`settle`.
+
+        Args:
+            silent: URLs of servers that do not answer, whatever else is known of them.
+            admit: of no meaning here: nobody else comes.
+
+        Raises:
+            EngineError: as :meth:`restart` and :meth:`lost`.
+        """
+        lost = set(self.lost())
+        lost |= {index for index, endpoint in enumerate(self.endpoints) if endpoint.url in silent}
+        for index in sorted(lost):
+            self.restart(index, put_back=False)
+        return Revival(self.endpoints, bool(lost))
+
+    def settle(self) -> None:
+        """Let the router use all servers, which by now have the current weights.
+
+        Raises:
+            EngineError: the router does not accept a server.
+        """
+        for index in range(len(self.endpoints)):
+            self.put_back(index)
+
+    def take_out(self, url: str) -> None:
+        """Let the router send nothing there until :meth:`settle`. Any thread may call it.
+
+        Raises:
+            EngineError: the router does not answer.
+        """
+        self._routes.take_out({url})
 
     def restart(self, index: int, put_back: bool = True) -> Endpoint:
         """Kill what is left of a server and start it anew, on its old port where that is free.
@@ -153,9 +201,9 @@ class Fleet:
             raise server.error(f"is {condition} after {self._restarts[index]} restarts (sglang.max_restarts)")
         self._restarts[index] += 1
         self._watches[index].stop()
-        self._take_out(index)
+        self._routes.take_out({self.endpoints[index].url})
         began = time.monotonic()
-        server.stop(grace_s=0.0)
+        server.stop()
         server.start()
         server.wait_ready()
         self._watches[index] = self._watch(index)
@@ -171,21 +219,16 @@ class Fleet:
         Raises:
             EngineError: the router does not accept it.
         """
-        if self._router is not None and index not in self._routed:
-            self._router.add(self.endpoints[index])
-            self._routed.add(index)
+        self._routes.put_in(self.endpoints[index])
 
     def close(self) -> None:
         """End the router and all servers that were started here. Idempotent."""
         for watch in self._watches:
             watch.stop()
-        stops: list[Callable[[], None]] = [server.stop for server in self._servers]
-        if self._router is not None:
-            stops.append(self._router.stop)
-        if stops:
-            with ThreadPoolExecutor(len(stops)) as pool:
-                for done in [pool.submit(stop) for stop in stops]:
-                    done.result()
+        stops: list[Callable[[], None]] = [self._routes.stop, *(server.stop for server in self._servers)]
+        with ThreadPoolExecutor(len(stops)) as pool:
+            for done in [pool.submit(stop) for stop in stops]:
+                done.result()
 
     def _start_servers(self) -> None:
         arguments = server_arguments(self._config, self._model_path, self._dtype)
@@ -229,56 +272,3 @@ class Fleet:
         watch = ServerWatch(self.endpoints[index], is_alive, self._config.hang_timeout_s)
         watch.start()
         return watch
-
-    def _take_out(self, index: int) -> None:
-        if self._router is not None and index in self._routed:
-            self._router.remove(self.endpoints[index].url)
-            self._routed.discard(index)
-
-    def _mend(self, router: Router) -> None:
-        if self._router_restarts >= self._config.max_restarts:
-            raise router.error(f"is dead after {self._router_restarts} restarts (sglang.max_restarts)")
-        self._router_restarts += 1
-        self.report("SGLang's router has died; starting it again")
-        router.start([self.endpoints[index] for index in sorted(self._routed)])
-
-
-def read_api_key(path: str) -> str | None:
-    """Read the key of external servers; None for no file.
-
-    Raises:
-        EngineError: the file cannot be read or is empty.
-    """
-    if not path:
-        return None
-    try:
-        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"sglang.api_key_file = {path!r} cannot be read: {error}") from error
-    if not key:
-        raise EngineError(f"sglang.api_key_file = {path!r} is empty; write the servers' key into it")
-    return key
-
-
-def reach(endpoint: Endpoint) -> None:
-    """Make sure that an external server answers and accepts the key.
-
-    Raises:
-        EngineError: it does not; the message names its URL.
-    """
-    reply = fetch(endpoint, "/model_info", _REACH_TIMEOUT_S)
-    if isinstance(reply, OSError):
-        raise EngineError(
-            f"sglang.urls: {endpoint.url} is not reached ({reply}); start that server or correct the URL"
-        )
-    if reply.status in (401, 403):
-        given = (
-            "the key given in sglang.api_key_file" if endpoint.api_key else "no key; set sglang.api_key_file"
-        )
-        raise EngineError(f"sglang.urls: {endpoint.url} refuses {given} (status {reply.status})")
-    if reply.status != 200 or not isinstance(reply.json(), dict):
-        text = reply.body[:200].decode(errors="replace")
-        raise EngineError(
-            f"sglang.urls: {endpoint.url} answers /model_info with status {reply.status}: {text!r}; "
-            "is it an SGLang server?"
-        )

@@ -1,8 +1,10 @@
 """Takes servers that are lost out of rotation while requests wait for them."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.sglang.engine import SGLangEngine
 from megatron_srpo.rollout.sglang.watch import Condition
 
@@ -17,10 +19,16 @@ class Guard:
 
     Args:
         conditions: what is known of each server, by url.
+        on_lost: is told the url of each that is lost, before its requests are sent elsewhere.
     """
 
-    def __init__(self, engine: SGLangEngine, conditions: Callable[[], Mapping[str, Condition]]) -> None:
-        self._engine, self._conditions = engine, conditions
+    def __init__(
+        self,
+        engine: SGLangEngine,
+        conditions: Callable[[], Mapping[str, Condition]],
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
+        self._engine, self._conditions, self._on_lost = engine, conditions, on_lost
         self._out: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sglang guard", daemon=True)
@@ -36,10 +44,17 @@ class Guard:
         for url, condition in self._conditions().items():
             lost = condition is not Condition.HEALTHY
             if url in known and lost and url not in self._out:
+                self._tell(url)
                 self._engine.exclude(url)
             elif url in known and not lost and url in self._out:
                 self._engine.include(url)
             (self._out.add if lost else self._out.discard)(url)
+
+    def _tell(self, url: str) -> None:
+        if self._on_lost is not None:
+            # What a router refuses now is met again, and raised, when servers are revived.
+            with contextlib.suppress(EngineError):
+                self._on_lost(url)
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):

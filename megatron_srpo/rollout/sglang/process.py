@@ -38,8 +38,21 @@ _LINE_CHARACTERS = 2000
 
 _log = logging.getLogger(__name__)
 
+
+def keep_signals_away() -> None:
+    """Block, in this thread and in what it starts from now on, what a scheduler sends to a whole job.
+
+    Slurm sends SIGUSR1 before the time limit, and SIGTERM before it takes a job's nodes away, to every
+    process: trainer ranks then end in good order, for which they need their servers. Blocked and not ignored,
+    because SGLang's processes install handlers of their own for SIGTERM; those are never called.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+
+
 #: A server dies with the *thread* that started it (PR_SET_PDEATHSIG). This one lives as long as the process.
-_spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sglang-spawner")
+_spawner = ThreadPoolExecutor(
+    max_workers=1, thread_name_prefix="sglang-spawner", initializer=keep_signals_away
+)
 #: Proxies of the environment are for other hosts.
 _http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -111,8 +124,9 @@ def is_free(host: str, port: int) -> bool:
 class HttpProcess:
     """A server process with children, a port and a log file.
 
-    Its processes form a session of their own, so that Ctrl-C reaches only the trainer, which then stops it.
-    On Linux it is killed when the trainer ends, however that happens.
+    Its processes form a session of their own, so that Ctrl-C reaches only the trainer, which then stops it,
+    and SIGTERM and SIGUSR1 are kept from them: only :meth:`stop` ends it. On Linux it is killed when the
+    trainer ends, however that happens.
 
     Attributes:
         name: what error messages call it.
@@ -194,7 +208,7 @@ class HttpProcess:
         if not self.is_alive():
             self._start_elsewhere()
         elif time.monotonic() > self._deadline:
-            self.stop(grace_s=0.0)
+            self.stop()
             raise self.error(f"was not ready after {self._start_timeout_s:g} s and was stopped")
         return False
 
@@ -202,16 +216,12 @@ class HttpProcess:
         """Say whether the main process runs (or is suspended)."""
         return self._process is not None and self._process.poll() is None
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """End it and all its children: SIGTERM, and after ``grace_s`` SIGKILL. Idempotent."""
+    def stop(self) -> None:
+        """End it and all its children with SIGKILL: nothing of theirs is to be saved. Idempotent."""
         process = self._process
         if process is None:
             return
         family = _descendants(process.pid)
-        if grace_s > 0 and process.poll() is None:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(grace_s)
         process.kill()
         process.wait()
         _end(family, process.pid)
@@ -295,17 +305,20 @@ def sglang_server(
     arguments: Sequence[str],
     log_dir: Path,
     api_key: str,
+    place: int | None = None,
 ) -> HttpProcess:
     """Describe server ``index`` of a fleet; nothing is started yet.
 
     Args:
-        index: place in the fleet; also chooses the GPUs.
+        index: its number in the fleet.
         arguments: from ``options.py``; port and host are added here.
         log_dir: folder of ``sglang-<index>.log``.
         api_key: what clients must send; handed over through the environment.
+        place: its number among the servers of this machine, which chooses the GPUs; by default ``index``.
     """
 
-    first_gpu = config.options.get("base_gpu_id", 0) + index * config.tensor_parallel
+    here = index if place is None else place
+    first_gpu = config.options.get("base_gpu_id", 0) + here * config.tensor_parallel
 
     def command(port: int) -> list[str]:
         start = [sys.executable, "-m", "megatron_srpo.rollout.sglang.serve", "--die-with", str(os.getpid())]

@@ -12,12 +12,14 @@ from megatron_srpo import platform
 from megatron_srpo.errors import EngineError
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rollout.collect import from_first_patiently
-from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.engine import SGLangEngine
-from megatron_srpo.rollout.sglang.fleet import Fleet
+from megatron_srpo.rollout.sglang.fleet import Fleet, Revival
 from megatron_srpo.rollout.sglang.guard import Guard
+from megatron_srpo.rollout.sglang.lookout import Lookout
+from megatron_srpo.rollout.sglang.registered import RegisteredFleet
+from megatron_srpo.rollout.sglang.registry import Registry
 from megatron_srpo.rollout.sglang.server import SGLangServer
-from megatron_srpo.rollout.sglang.watch import Condition, ServerWatch
+from megatron_srpo.rollout.sglang.watch import Condition
 from megatron_srpo.weights.agreement import together
 from megatron_srpo.weights.sync import SyncReport, WeightSync
 from megatron_srpo.weights.transports.base import wait_all
@@ -32,20 +34,22 @@ class SGLangPublisher:
     """A :class:`~megatron_srpo.rollout.engine.WeightPublisher` for servers. Collective over the job.
 
     Copy ``c`` of ``C`` of the model (a replica, or several with experts spread over them) looks after the
-    servers whose index is ``c`` modulo ``C``.
+    servers whose place among those that there are is ``c`` modulo ``C``.
 
     Args:
-        fleet: on global rank 0, which starts and restarts servers; None elsewhere.
+        fleet: on global rank 0, which starts and restarts servers, or knows who has registered; None
+            elsewhere.
         engine: on the leader of each replica; None elsewhere.
         servers: how many there are, known on all ranks.
         hang_timeout_s: silence after which a server counts as frozen.
         attempts: of one publication.
         colocated: release the servers' memory while the trainer works.
+        registry: of registered servers; known on all ranks.
     """
 
     def __init__(
         self,
-        fleet: Fleet | None,
+        fleet: Fleet | RegisteredFleet | None,
         engine: SGLangEngine | None,
         sync: WeightSync,
         groups: ProcessGroups,
@@ -53,36 +57,37 @@ class SGLangPublisher:
         hang_timeout_s: float = 300.0,
         attempts: int = 3,
         colocated: bool = False,
+        registry: Registry | None = None,
     ) -> None:
         self._fleet, self._engine, self._sync, self._groups = fleet, engine, sync, groups
-        self._serving = groups.sends and groups.copy_index < servers
+        self._servers = servers
         self._attempts, self._colocated = attempts, colocated
         self._version = 0
         self._resting = False
-        self._out_of_routing: set[int] = set()
-        self._hang_timeout_s = hang_timeout_s
-        self._watches: list[ServerWatch] = []
+        self._hang_timeout_s, self._registry = hang_timeout_s, registry
+        self._lookout: Lookout | None = None
         self._guard: Guard | None = None
         if engine is not None:
-            self._watch_anew(engine)
-            self._guard = Guard(engine, self._conditions)
+            self._look_out(engine)
+            self._guard = Guard(engine, self._known, None if fleet is None else fleet.take_out)
 
-    def _watch_anew(self, engine: SGLangEngine) -> None:
+    def _look_out(self, engine: SGLangEngine) -> None:
         """Watch the servers from this rank, unless it holds the fleet, which does."""
-        for watch in self._watches:
-            watch.stop()
         if self._fleet is None:
-            self._watches = [
-                ServerWatch(server.endpoint, None, self._hang_timeout_s) for server in engine.servers
-            ]
-            for watch in self._watches:
-                watch.start()
+            before, endpoints = self._lookout, [server.endpoint for server in engine.servers]
+            self._lookout = Lookout(endpoints, self._hang_timeout_s, self._registry)
+            if before is not None:
+                before.stop()
 
-    def _conditions(self) -> dict[str, Condition]:
+    def _known(self) -> dict[str, Condition]:
         if self._fleet is not None:
-            urls = [endpoint.url for endpoint in self._fleet.endpoints]
-            return dict(zip(urls, self._fleet.conditions(), strict=True))
-        return {watch.endpoint.url: watch.condition for watch in self._watches}
+            return self._fleet.known()
+        return {} if self._lookout is None else self._lookout.known()
+
+    @property
+    def _serving(self) -> bool:
+        """Whether this rank's copy looks after any server."""
+        return self._groups.sends and self._groups.copy_index < self._servers
 
     @property
     def _mine(self) -> Sequence[SGLangServer]:
@@ -91,20 +96,21 @@ class SGLangPublisher:
         return self._engine.servers[self._groups.copy_index :: self._groups.copies]
 
     def publish(self, version: int) -> dict[str, float]:
-        """Push the weights; dead servers are restarted first, and after a failure. See the protocol."""
+        """Push the weights; lost servers are restarted or given up first, and after a failure; newcomers are
+        taken in. See the protocol."""
         return self._publish(version, set())
 
     def restore(self) -> None:
-        """Restart what is lost and publish the current version again."""
+        """Do the same with the current version."""
         self._publish(self._version, self._silent())
 
     def _publish(self, version: int, silent: set[str]) -> dict[str, float]:
         self._wake([_WEIGHTS])
-        restarted = self._revive(silent)
-        report = self._push(version, verify=restarted)
+        revival = self._revive(silent)
+        report = self._push(version, verify=revival.changed)
         self._wake([_CACHE])
         self._resting = False
-        self._put_back()
+        self._settle()
         self._version = version
         if self._engine is not None:
             self._engine.published(version)
@@ -120,26 +126,34 @@ class SGLangPublisher:
         """End requests, servers and router."""
         if self._guard is not None:
             self._guard.stop()
-        for watch in self._watches:
-            watch.stop()
+        if self._lookout is not None:
+            self._lookout.stop()
         if self._engine is not None:
             self._engine.close()
         if self._fleet is not None:
             self._fleet.close()
 
     def _push(self, version: int, verify: bool) -> SyncReport:
-        for attempt in range(1, self._attempts + 1):
+        """Push until it succeeds. A failure that went away with servers that were given up does not count."""
+        failures = 0
+        while True:
             try:
-                return self._sync.push(self._mine, version, verify or attempt > 1, self._serving)
+                return self._sync.push(self._mine, version, verify, self._serving)
             except EngineError as error:
-                if attempt == self._attempts:
-                    raise EngineError(f"{error} (attempt {attempt} of {self._attempts})") from error
+                failures, verify = failures + 1, True
+                if failures >= self._attempts and self._registry is None:
+                    raise self._failed(error) from error
                 self._tell(f"{error}; trying again")
                 # The others hold a mixture, and stay paused until a push succeeds. An update session that the
                 # failure left open is closed, or the next could not begin.
-                self._revive(self._silent())
+                if self._revive(self._silent(), admit=False).given_up:
+                    failures -= 1
+                if failures >= self._attempts:
+                    raise self._failed(error) from error
                 wait([server.end_update() for server in self._mine], timeout=_PROBE_S)
-        raise AssertionError("unreachable")
+
+    def _failed(self, error: EngineError) -> EngineError:
+        return EngineError(f"{error} (attempt {self._attempts} of {self._attempts})")
 
     def _silent(self) -> set[str]:
         """Return the names of this replica's servers that do not answer at all."""
@@ -152,41 +166,30 @@ class SGLangPublisher:
                 silent.add(name)
         return silent
 
-    def _revive(self, silent: set[str]) -> bool:
-        """Restart servers that are dead, frozen or ``silent`` to their replica; say whether any were."""
+    def _revive(self, silent: set[str], admit: bool = True) -> Revival:
+        """Restart or give up servers that are dead, frozen or ``silent`` to their replica. Collective.
+
+        Args:
+            admit: take in registered newcomers, too.
+        """
         told: list[Any] = [set()] * dist.get_world_size()
         dist.all_gather_object(told, silent)
-        action = None if self._fleet is None else partial(self._restart, set().union(*told))
-        restarted = from_first_patiently(action)
-        if isinstance(restarted, str):
-            raise EngineError(restarted)
-        if restarted:
+        action = None if self._fleet is None else partial(_ask, self._fleet, set().union(*told), admit)
+        revival = from_first_patiently(action)
+        if isinstance(revival, str):
+            raise EngineError(revival)
+        if revival.changed:
             self._sync.reset()
+            self._servers = len(revival.endpoints)
             if self._engine is not None:
-                for old, new in restarted:
-                    self._engine.replace(old, new)
-                self._watch_anew(self._engine)
-        return bool(restarted)
+                self._engine.set_servers(revival.endpoints)
+                self._look_out(self._engine)
+        return revival
 
-    def _restart(self, silent: set[str]) -> list[tuple[str, Endpoint]] | str:
-        """Restart on global rank 0; return (old url, new endpoint) of each that was, or what failed."""
-        assert self._fleet is not None
-        try:
-            lost = set(self._fleet.lost())
-            lost |= {i for i, endpoint in enumerate(self._fleet.endpoints) if endpoint.url in silent}
-            old = {index: self._fleet.endpoints[index].url for index in lost}
-            # A router must not use them before they have the current weights.
-            self._out_of_routing |= lost
-            return [(old[index], self._fleet.restart(index, put_back=False)) for index in sorted(lost)]
-        except EngineError as error:
-            return str(error)
-
-    def _put_back(self) -> None:
-        """Let a router use restarted servers, which now have the current weights."""
+    def _settle(self) -> None:
+        """Let a router use servers that were revived, which now have the current weights."""
         if self._fleet is not None:
-            for index in sorted(self._out_of_routing):
-                self._fleet.put_back(index)
-            self._out_of_routing.clear()
+            self._fleet.settle()
 
     def _wake(self, tags: list[str]) -> None:
         if self._resting:
@@ -204,6 +207,14 @@ class SGLangPublisher:
     def _tell(self, text: str) -> None:
         if self._fleet is not None:
             self._fleet.report(text)
+
+
+def _ask(fleet: Fleet | RegisteredFleet, silent: set[str], admit: bool) -> Revival | str:
+    """Return what became of lost servers, or what failed: on global rank 0, for all ranks."""
+    try:
+        return fleet.revive(silent, admit)
+    except EngineError as error:
+        return str(error)
 
 
 def _metrics(report: SyncReport) -> dict[str, float]:

@@ -60,8 +60,11 @@ class Rotation:
         self._seats = [Seat(endpoint, max_concurrency) for endpoint in endpoints]
         self._retries = retries
         self._clock = count(1)
-        #: Failures in a row after which a request cannot blame its servers any more: they have all left.
-        self.patience = retries.attempts * (len(self._seats) + 1)
+
+    @property
+    def patience(self) -> int:
+        """Failures in a row after which a request cannot blame its servers any more: they have all left."""
+        return self._retries.attempts * (len(self._seats) + 1)
 
     @property
     def live(self) -> list[Seat]:
@@ -119,9 +122,21 @@ class Rotation:
                 seat.last_error = "taken out of rotation"
                 seat.gone.set_result(None)
 
-    def add(self, endpoint: Endpoint) -> None:
-        """Put a new endpoint into rotation."""
-        self._seats.append(Seat(endpoint, self._max_concurrency))
+    def bounce(self, url: str) -> None:
+        """Send what is in flight there once more: an endpoint that passes requests on may have lost some."""
+        self.exclude(url)
+        self.include(url)
+
+    def set_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
+        """Have these and no others in rotation, all failures forgotten. Who stays keeps its requests."""
+        before = {seat.endpoint.url: seat for seat in self._seats}
+        for url in before.keys() - {endpoint.url for endpoint in endpoints}:
+            self.exclude(url)
+        kept = [(endpoint, before.get(endpoint.url)) for endpoint in endpoints]
+        self._seats = [seat or Seat(endpoint, self._max_concurrency) for endpoint, seat in kept]
+        for seat, endpoint in zip(self._seats, endpoints, strict=True):
+            seat.endpoint = endpoint  # perhaps another start of a server on the same port
+            self.include(endpoint.url)
 
     def include(self, url: str) -> None:
         """Put an endpoint back, its failures forgotten."""

@@ -94,7 +94,7 @@ class Router:
         Raises:
             EngineError: it does not start, or does not accept a server.
         """
-        self._process.stop(grace_s=0.0)
+        self._process.stop()
         self._process.start()
         self._process.wait_ready()
         for worker in workers:
@@ -127,8 +127,7 @@ class Router:
 
     def stop(self) -> None:
         """End it. Idempotent."""
-        # Asked politely, it waits for idle connections of clients; nothing is to be saved.
-        self._process.stop(grace_s=0.0)
+        self._process.stop()
 
     def _command(self, port: int) -> list[str]:
         start = [sys.executable, "-m", "megatron_srpo.rollout.sglang.router", "--die-with", str(os.getpid())]

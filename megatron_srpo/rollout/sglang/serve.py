@@ -15,6 +15,7 @@ import difflib
 import importlib.metadata
 import io
 import json
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--die-with"]:
         die_with(int(arguments[1]))
         arguments = arguments[2:]
+        stay_deaf()
     if not platform.has_cuda():
         require_plugin()
     api_key = platform.take_sglang_api_key()
@@ -69,6 +71,17 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise SystemExit(f"the process {parent} that started this server has ended")
+
+
+def stay_deaf() -> None:
+    """Keep blocked what was blocked when this process was started (``process.keep_signals_away``).
+
+    Python's resource tracker, which multiprocessing starts with the first child, leaves SIGTERM unblocked
+    behind it. Started now, it is not started then.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    multiprocessing.resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def require_plugin() -> None:

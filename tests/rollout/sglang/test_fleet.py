@@ -13,10 +13,12 @@ import pytest
 
 from megatron_srpo.config.sglang import SGLangConfig
 from megatron_srpo.errors import EngineError
+from megatron_srpo.rollout.sglang import external as externals
 from megatron_srpo.rollout.sglang import fleet as fleets
 from megatron_srpo.rollout.sglang import router as routing
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
-from megatron_srpo.rollout.sglang.fleet import Fleet, reach, read_api_key
+from megatron_srpo.rollout.sglang.external import reach, read_api_key
+from megatron_srpo.rollout.sglang.fleet import Fleet
 from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch, serves, sglang_server
 from megatron_srpo.rollout.sglang.watch import Condition
 from tests.rollout.sglang.test_process import STAND_IN, make_server
@@ -217,8 +219,8 @@ class TestRouter:
             yield fleet
 
     def routed(self, fleet: Fleet) -> set[str]:
-        assert fleet._router is not None
-        return set(fleet._router.workers)
+        assert fleet._routes.router is not None
+        return set(fleet._routes.router.workers)
 
     def test_requests_go_to_it_and_weights_do_not(self, fleet: Fleet) -> None:
         (front,) = fleet.generation
@@ -245,15 +247,17 @@ class TestRouter:
         assert self.routed(fleet) == {endpoint.url for endpoint in fleet.endpoints}
 
     def test_it_is_replaced_when_it_dies(self, fleet: Fleet) -> None:
-        assert fleet._router is not None
+        assert fleet._routes.router is not None
         front = fleet.generation
         kill(fleet, 1)
-        os.kill(fleet._router._process.pid, signal.SIGKILL)
-        wait_until(lambda: fleet.conditions() == (HEALTHY, DEAD) and not fleet._router.is_alive(), "deaths")
+        os.kill(fleet._routes.router._process.pid, signal.SIGKILL)
+        wait_until(
+            lambda: fleet.conditions() == (HEALTHY, DEAD) and not fleet._routes.router.is_alive(), "deaths"
+        )
         assert fleet.lost() == (1,)
         assert fleet.generation == front and self.routed(fleet) == {fleet.endpoints[0].url}
-        os.kill(fleet._router._process.pid, signal.SIGKILL)
-        wait_until(lambda: not fleet._router.is_alive(), "death")
+        os.kill(fleet._routes.router._process.pid, signal.SIGKILL)
+        wait_until(lambda: not fleet._routes.router.is_alive(), "death")
         with pytest.raises(EngineError, match=r"router at http\S+ is dead after 1 restarts"):
             fleet.lost()
 
@@ -280,7 +284,7 @@ class TestExternal:
         server.start()
         server.wait_ready()
         yield server
-        server.stop(grace_s=0.0)
+        server.stop()
 
     @pytest.fixture
     def key_file(self, tmp_path: Path) -> str:
@@ -300,7 +304,7 @@ class TestExternal:
     ) -> None:
         config = {"urls": (external.endpoint.url,), "api_key_file": key_file}
         with make_fleet(tmp_path, router="auto", **config) as fleet:
-            external.stop(grace_s=0.0)
+            external.stop()
             wait_until(lambda: fleet.lost() == (0,), "loss")
             with pytest.raises(EngineError) as caught:
                 fleet.restart(0)
@@ -322,7 +326,7 @@ class TestExternal:
 
     @pytest.mark.parametrize("reply", [Reply(404, b"<html>"), Reply(200, b"<html>"), Reply(500, b"")])
     def test_another_kind_of_server(self, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fleets, "fetch", lambda *given: reply)
+        monkeypatch.setattr(externals, "fetch", lambda *given: reply)
         with pytest.raises(EngineError, match=r"http://h:1 answers .*is it an SGLang server\?"):
             reach(Endpoint("http://h:1"))
 

@@ -46,7 +46,7 @@ def make_server(tmp_path: Path, *options: str, **settings: Any) -> HttpProcess:
 def server(tmp_path: Path) -> Iterator[HttpProcess]:
     server = make_server(tmp_path)
     yield server
-    server.stop(grace_s=0.0)
+    server.stop()
 
 
 def started(server: HttpProcess) -> HttpProcess:
@@ -241,11 +241,11 @@ class TestTakenPort:
             started(server)
             assert server.endpoint.url != other.endpoint.url
         finally:
-            other.stop(grace_s=0.0)
+            other.stop()
 
 
 class TestStop:
-    def test_politely(self, server: HttpProcess) -> None:
+    def test_by_force(self, server: HttpProcess) -> None:
         pid = started(server).pid
         server.stop()
         assert not psutil.pid_exists(pid)
@@ -258,16 +258,18 @@ class TestStop:
         server.stop()
         server.stop()
 
-    def test_by_force_when_it_does_not_listen(self, tmp_path: Path) -> None:
-        server = started(make_server(tmp_path, "--stubborn"))
-        pid = server.pid
-        server.stop(grace_s=0.2)
-        assert not psutil.pid_exists(pid)
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_by_nobody_else(self, server: HttpProcess, number: signal.Signals) -> None:
+        """Slurm sends these to every process of a job, whose trainer still needs its servers."""
+        pid = started(server).pid
+        os.kill(pid, number)
+        assert isinstance(fetch(server.endpoint, "/server_info", 10.0), Reply)
+        assert server.is_alive()
 
     def test_one_that_is_suspended(self, server: HttpProcess) -> None:
         pid = started(server).pid
         os.kill(pid, signal.SIGSTOP)
-        server.stop(grace_s=0.2)
+        server.stop()
         assert not psutil.pid_exists(pid)
 
     @pytest.mark.parametrize("killed_before", [False, True])

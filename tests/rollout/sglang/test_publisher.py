@@ -1,6 +1,6 @@
 """Publishing on several ranks: what one rank meets, all ranks hear."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 
 from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
+from megatron_srpo.rollout.sglang.fleet import Revival
 from megatron_srpo.rollout.sglang.watch import Condition
 from megatron_srpo.weights.sync import SyncReport
 from tests.ranks import run_ranks
@@ -53,8 +54,9 @@ class Engine:
     def published(self, version: int) -> None:
         self.version = version
 
-    def replace(self, url: str, endpoint: Endpoint) -> None:
-        assert url == endpoint.url
+    def set_servers(self, endpoints: Sequence[Endpoint]) -> None:
+        """Keep those of the servers that are named; a stand-in knows no others."""
+        self.servers = tuple(server for server in self.servers if server.endpoint in endpoints)
 
     def close(self) -> None:
         pass
@@ -67,20 +69,20 @@ class Servers:
         self._lost, self.notes = lost, notes
         self.endpoints = (Endpoint("http://127.0.0.1:9"),)
 
-    def lost(self) -> tuple[int, ...]:
+    def known(self) -> dict[str, Condition]:
+        return {endpoint.url: Condition.HEALTHY for endpoint in self.endpoints}
+
+    def revive(self, silent: set[str], admit: bool) -> Revival:
         lost, self._lost = self._lost, ()
-        return lost
+        lost += tuple(i for i, endpoint in enumerate(self.endpoints) if endpoint.url in silent)
+        self.notes += [f"restart {index}" for index in lost]
+        return Revival(self.endpoints, bool(lost))
 
-    def conditions(self) -> tuple[Condition, ...]:
-        return (Condition.HEALTHY,)
+    def settle(self) -> None:
+        self.notes.append("settle")
 
-    def restart(self, index: int, put_back: bool) -> Endpoint:
-        assert not put_back, "the router must not use it before it has the weights"
-        self.notes.append(f"restart {index}")
-        return self.endpoints[index]
-
-    def put_back(self, index: int) -> None:
-        self.notes.append(f"put back {index}")
+    def take_out(self, url: str) -> None:
+        pass
 
     def report(self, text: str) -> None:
         self.notes.append("told")
@@ -170,7 +172,7 @@ def attempt(
 def test_a_failed_push_is_tried_again_and_verified() -> None:
     (text, notes), (other, _) = run_ranks(2, publish, 1, (), False)
     assert text == other == "10 bytes"
-    assert notes == ["push 3 to 1", "told", "info", "end", "push 3 to 1 verified"]
+    assert notes == ["push 3 to 1", "told", "info", "end", "push 3 to 1 verified", "settle"]
 
 
 def test_after_the_last_attempt_all_ranks_fail_alike() -> None:
@@ -182,20 +184,21 @@ def test_after_the_last_attempt_all_ranks_fail_alike() -> None:
 def test_a_lost_server_is_restarted_given_the_weights_and_put_back() -> None:
     (text, notes), (other, _) = run_ranks(2, publish, 0, (), False, (0,))
     assert text == other == "10 bytes"
-    assert notes == ["restart 0", "reset", "push 3 to 1 verified", "put back 0"]
+    assert notes == ["restart 0", "reset", "push 3 to 1 verified", "settle"]
 
 
 def test_restoring_verifies_what_a_restarted_server_was_given() -> None:
     """Rank 0 finds the server silent."""
     (text, notes), (other, _) = run_ranks(2, restore, ("info",))
     assert text == other == "10 bytes"
-    assert notes == ["push 3 to 1", "info", "restart 0", "reset", "push 3 to 1 verified", "put back 0"]
+    published, restored = ["push 3 to 1", "settle"], ["reset", "push 3 to 1 verified", "settle"]
+    assert notes == [*published, "info", "restart 0", *restored]
 
 
 def test_memory_is_released_once_and_taken_again_around_the_push() -> None:
     (text, notes), (other, _) = run_ranks(2, publish, 0, (), True)
     assert text == other == "10 bytes"
-    assert notes == ["release kv_cache+weights", "resume weights", "push 3 to 1", "resume kv_cache"]
+    assert notes == ["release kv_cache+weights", "resume weights", "push 3 to 1", "resume kv_cache", "settle"]
 
 
 @pytest.mark.parametrize("step", ["release kv_cache+weights", "resume weights", "resume kv_cache"])

@@ -34,7 +34,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[HttpProce
         yield servers
     finally:
         for server in servers:
-            server.stop(grace_s=0.0)
+            server.stop()
 
 
 def make_router(tmp_path: Path, **config: Any) -> Router:

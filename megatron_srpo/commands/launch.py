@@ -6,8 +6,6 @@ servers and their router. Ctrl-C ends the watching, not a Slurm job: `megatron-s
 """
 
 import argparse
-import datetime
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,15 +16,14 @@ from megatron_srpo.config.launch import LaunchConfig
 from megatron_srpo.config.loader import load_config
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import ConfigError
-from megatron_srpo.launch.code import packaged_commit
 from megatron_srpo.launch.job import Job, make_job
-from megatron_srpo.launch.local import check_local, local_script, run_local
+from megatron_srpo.launch.local import check_local, local_script
 from megatron_srpo.launch.logs import Follower
 from megatron_srpo.launch.recipes import recipe_config
-from megatron_srpo.launch.record import JobRecord, read_record, write_record
+from megatron_srpo.launch.record import JobRecord
 from megatron_srpo.launch.shell import Shell
-from megatron_srpo.launch.slurm import batch_script, submit
-from megatron_srpo.launch.watch import describe, run_state, wait_for_end
+from megatron_srpo.launch.start import dry_run, run_here, start_on_slurm
+from megatron_srpo.launch.watch import describe, wait_for_end
 
 _OWN = "launch."
 
@@ -54,19 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.executor == "local":
         return _run_here(job, arguments)
     shell = Shell(launch.ssh.address)
-    commit = packaged_commit(launch.code, Path.cwd(), _tell)
-    dependency = ",".join(_dependency(item, shell) for item in launch.after)
     if arguments.dry_run:
-        print(batch_script(job, commit, dependency), end="")
+        print(dry_run(job, shell, _tell), end="")
         return 0
-    submission = submit(job, commit, dependency, shell)
-    record = _record("slurm", submission.job_id, job, submission.experiment, commit)
-    write_record(record, job.run_folder, shell)
+    record = start_on_slurm(job, shell, _tell)
+    place = f"--ssh {shell.address} {job.run_folder}" if shell.address else str(job.run_folder)
     _tell(f"submitted Slurm job {record.job_id}; run folder {job.run_folder}")
     if arguments.detach:
-        _tell(f"watch it with: megatron-srpo attach {_place(job, shell)}")
+        _tell(f"watch it with: megatron-srpo attach {place}")
         return 0
-    return watch(record, job.run_folder, shell, _place(job, shell))
+    return watch(record, job.run_folder, shell, place)
 
 
 def watch(record: JobRecord, run_folder: PurePosixPath, shell: Shell, place: str) -> int:
@@ -86,30 +80,14 @@ def watch(record: JobRecord, run_folder: PurePosixPath, shell: Shell, place: str
 
 
 def _run_here(job: Job, arguments: argparse.Namespace) -> int:
-    check_local(job)
-    if arguments.dry_run:
-        print(local_script(job, "/dev/stdout"), end="")
-        return 0
     if arguments.detach:
         raise ConfigError("--detach with --executor local: it ends with this process; use nohup or tmux")
-    shell = Shell()
-    show = partial(print, file=sys.stdout, flush=True)
-    follower = Follower(job.run_folder, shell, ("ranks",), show, tail=0)
-    before = job.run_folder / "status.json"
-    known = shell.read(before)
-    follower.look()
-    # The follower has skipped what earlier launches into this folder have logged.
-    run_local(job, shell, follower.look, partial(_write_local_record, job, shell))
-    follower.look(last=True)
-    if shell.read(before) == known:
-        _tell("the run has not begun; its log is above")
-        return 1
-    state = run_state(read_record(job.run_folder, shell), job.run_folder, shell)
-    return 0 if state.run.get("state") == "finished" else 75 if state.run.get("state") == "stopped" else 1
-
-
-def _write_local_record(job: Job, shell: Shell, experiment: str) -> None:
-    write_record(_record("local", str(os.getpid()), job, experiment, None), job.run_folder, shell)
+    if arguments.dry_run:
+        check_local(job)
+        print(local_script(job, "/dev/stdout"), end="")
+        return 0
+    # nemo-run's own words are kept from sys.stdout meanwhile, so the lines get the file itself.
+    return run_here(job, partial(print, file=sys.stdout, flush=True)).exit_status
 
 
 def _launch_config(arguments: argparse.Namespace) -> LaunchConfig:
@@ -136,24 +114,6 @@ def _run_config(arguments: argparse.Namespace, launch: LaunchConfig) -> RunConfi
         overrides=overrides,
         **given,
     )
-
-
-def _dependency(item: str, shell: Shell) -> str:
-    """Write a dependency as Slurm does: ``afterok:123``."""
-    if item.isdigit():
-        return f"afterok:{item}"
-    if ":" in item:
-        return item
-    return f"afterok:{read_record(PurePosixPath(item), shell).job_id}"
-
-
-def _record(executor: str, job_id: str, job: Job, experiment: str, commit: str | None) -> JobRecord:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return JobRecord(executor, job_id, job.name, experiment, commit or "", now)
-
-
-def _place(job: Job, shell: Shell) -> str:
-    return f"--ssh {shell.address} {job.run_folder}" if shell.address else str(job.run_folder)
 
 
 _tell: Callable[[str], None] = partial(print, file=sys.stderr, flush=True)

@@ -36,12 +36,15 @@ class SlurmConfig(Config):
     account: str = option("", "Account that is charged.")
     partition: str = option("", "Partition.")
     qos: str = option("", "Quality of service.")
-    time: str = option("04:00:00", "Time limit of one slice (a requeued run gets a new one).")
+    time: str | int = option(
+        "04:00:00",
+        "Time limit of one slice, as Slurm writes it or in minutes; a requeued run gets a new one.",
+    )
     gpus_per_node: int | None = option(
         None, "GPUs asked for per node; null: as many as ranks_per_node; 0: none is asked for.", minimum=0
     )
     cpus_per_task: int | None = option(None, "Processor cores per node.", minimum=1)
-    mem: str = option("0", "Memory per node; 0: all of it.")
+    mem: str | int = option("0", "Memory per node, as Slurm writes it or in MB; 0: all of it.")
     exclusive: bool = option(True, "Whole nodes.")
     stop_before_s: int = option(
         300, "Seconds before the time limit at which the run saves and is requeued.", minimum=10
@@ -60,10 +63,8 @@ class SlurmConfig(Config):
 
     def validate(self) -> None:
         """Refuse a malformed time and options that other keys set."""
-        if not _TIME.fullmatch(self.time):
-            raise ConfigError(
-                f"SlurmConfig.time = {self.time!r}; give minutes, HH:MM:SS or DAYS-HH:MM:SS, in quotes"
-            )
+        if not _TIME.fullmatch(str(self.time)):
+            raise ConfigError(f"SlurmConfig.time = {self.time!r}; give minutes, HH:MM:SS or DAYS-HH:MM:SS")
         for name, value in self.options.items():
             owner = OWNED_SBATCH.get(name.replace("_", "-"))
             if owner is not None:
@@ -159,7 +160,7 @@ class LaunchConfig(Config):
     setup: tuple[str, ...] = option(
         (), "Shell lines before every role, e.g. [module load cuda, source venv/bin/activate]."
     )
-    environment: dict[str, str] = option(help="Environment variables of every role.", factory=dict)
+    environment: dict[str, str | int] = option(help="Environment variables of every role.", factory=dict)
     after: tuple[str, ...] = option(
         (), "Start when these have succeeded: job numbers, run folders, or Slurm's own afterany:123."
     )

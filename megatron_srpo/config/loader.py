@@ -64,11 +64,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 _BOOLEAN = "tag:yaml.org,2002:bool"
 
 
+def _without_base_60(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    """YAML 1.1 reads 10:00:00 as the number 36000; here it is a text."""
+    return re.compile(rf"(?!.*:)(?:{pattern.pattern})", pattern.flags)
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML as users mean it: 1e-4 (without a dot) is a number, ``off`` a text, no key comes twice."""
+    """Safe YAML as users mean it: 1e-4 (without a dot) is a number, ``off`` and 10:00 are texts, no key comes
+    twice."""
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [pair for pair in pairs if pair[0] != _BOOLEAN]
+        first: [(tag, _without_base_60(pattern)) for tag, pattern in pairs if tag != _BOOLEAN]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

@@ -172,6 +172,7 @@ srpo_end() {
     exit "$status"
 }
 
+unset SLURM_UNBUFFEREDIO # nemo-run sets it; it gives tasks a terminal, and they would draw progress bars into logs
 srpo_cancelled=
 SRPO_SLICE=${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}
 mapfile -t SRPO_NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

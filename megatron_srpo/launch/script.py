@@ -147,7 +147,7 @@ def sbatch_options(job: Job) -> dict[str, str | int | float | bool]:
         "time": slurm.time,
         "gpus-per-node": gpus,
         "cpus-per-task": slurm.cpus_per_task,
-        "mem": slurm.mem,
+        "mem": str(slurm.mem),
         "exclusive": slurm.exclusive,
     }
     options = {name: value for name, value in asked.items() if value not in ("", None, False, 0)}
@@ -171,7 +171,7 @@ def _starter(job: Job) -> str:
 
 def _role(job: Job, packaged: bool) -> str:
     code = [f'export PYTHONPATH="{JOB_FOLDER}/code${{PYTHONPATH:+:$PYTHONPATH}}"'] if packaged else []
-    given = (f"export {name}={shlex.quote(value)}" for name, value in job.launch.environment.items())
+    given = (f"export {name}={shlex.quote(str(value))}" for name, value in job.launch.environment.items())
     return "\n".join(
         [
             "# The environment of every role.",

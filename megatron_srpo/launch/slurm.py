@@ -107,7 +107,7 @@ def _executor(run: Any, job: Job, commit: str | None, tunnel: Any, folder: str) 
     executor = run.SlurmExecutor(
         account=options.pop("account", None),
         partition=options.pop("partition", None),
-        time=options.pop("time"),
+        time=str(options.pop("time")),
         nodes=job.nodes,
         ntasks_per_node=1,
         # Without B: all processes of all steps are told, and the batch shell is not.

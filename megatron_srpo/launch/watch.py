@@ -12,6 +12,9 @@ from megatron_srpo.launch.record import JobRecord
 from megatron_srpo.launch.shell import Shell
 from megatron_srpo.launch.slurm_state import JobState, job_state
 
+#: Exit status of a run that was stopped on request and has saved (EX_TEMPFAIL of sysexits).
+STOPPED = 75
+
 _LOOK_S = 3.0
 #: Looks at a job that no part of Slurm knows, before it is given up.
 _UNKNOWN_LOOKS = 40
@@ -55,6 +58,12 @@ def run_state(record: JobRecord, run_folder: PurePosixPath, shell: Shell) -> Run
     if record.executor == "slurm":
         return RunState(job_state(record.job_id, shell), run)
     return RunState(_process_state(record, run, shell), run)
+
+
+def ended_here(run_folder: PurePosixPath, shell: Shell) -> RunState:
+    """Return the state of a local run by the process that has just ended it."""
+    run = _status(run_folder, shell)
+    return RunState(_ended_process(run), run)
 
 
 def describe(record: JobRecord, state: RunState, servers: list[str]) -> str:
@@ -131,7 +140,9 @@ def _status(run_folder: PurePosixPath, shell: Shell) -> dict[str, Any]:
 def _process_state(record: JobRecord, run: dict[str, Any], shell: Shell) -> JobState:
     """Say of a local run whether the process that started it is there, and if not, how the run ended."""
     seen = shell.ask(["ps", "-o", "args=", "-p", record.job_id])
-    if "megatron" in seen.out:
-        return JobState("RUNNING")
-    done = run.get("state") == "finished"
-    return JobState("COMPLETED" if done else "FAILED", exit_status=0 if done else 1)
+    return JobState("RUNNING") if "megatron" in seen.out else _ended_process(run)
+
+
+def _ended_process(run: dict[str, Any]) -> JobState:
+    status = {"finished": 0, "stopped": STOPPED}.get(str(run.get("state")), 1)
+    return JobState("FAILED" if status else "COMPLETED", exit_status=status)

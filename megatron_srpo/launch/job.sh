@@ -22,7 +22,7 @@ srpo_status() { # FIELD
 srpo_present() { scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)"; }
 
 srpo_end_servers() {
-    touch "$SRPO_SERVERS/close"
+    [[ -d $SRPO_SERVERS ]] && touch "$SRPO_SERVERS/close"
     [[ -s $SRPO_LAUNCH/replacements ]] && xargs scancel <"$SRPO_LAUNCH/replacements" 2>/dev/null
     rm -f "$SRPO_LAUNCH/replacements"
 }
@@ -63,7 +63,7 @@ srpo_guard() {
     for ((index = 1; index < SRPO_ALL_NODES && left > 0; index++, left--)); do
         srun --overlap --no-kill --nodes=1 --ntasks=1 --nodelist="${SRPO_NODES[$index]}" --open-mode=append \
             --output="$SRPO_LAUNCH/logs/guard-${SRPO_NODES[$index]}_$SRPO_SLICE.out" \
-            bash "$SRPO_LAUNCH/guard.sh" "${SRPO_NODES[0]}" &
+            bash "$SRPO_LAUNCH/guard.sh" "${SRPO_NODES[0]}" 2>/dev/null &
     done
 }
 

@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import io
+import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -26,6 +28,18 @@ def nemo_run() -> ModuleType:
 
 @contextlib.contextmanager
 def quietly(said: io.StringIO) -> Iterator[None]:
-    """Keep what nemo-run prints: it names commands of its own, which misread a job that is requeued."""
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        yield
+    """Keep what nemo-run prints: it names commands of its own, which misread a job that is requeued.
+
+    It also reads standard input, for the commands that it runs, which is not meant for them.
+    """
+    given = sys.stdin
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        open(os.devnull, encoding="utf-8") as nothing,
+    ):
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = given

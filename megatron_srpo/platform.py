@@ -54,6 +54,11 @@ def job_name() -> str:
     return f"{job}_{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else ""
 
 
+def is_monitored() -> bool:
+    """Say whether nvidia-resiliency-ext's ft_launcher started this rank and waits for its signs of life."""
+    return "FT_RANK_MONITOR_IPC_SOCKET" in os.environ
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a child process: this one, one OpenMP thread, and ``extra``.
 

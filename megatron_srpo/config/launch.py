@@ -172,6 +172,11 @@ class LaunchConfig(Config):
     hang_timeout_s: float = option(
         1800.0, "ft_launcher: seconds without a finished phase of any rank after which it hangs.", minimum=1
     )
+    hang_restarts: int = option(
+        3,
+        "ft_launcher: restarts of the ranks within the job; each goes on from the last checkpoint.",
+        minimum=0,
+    )
     slurm: SlurmConfig = option(factory=SlurmConfig, help="What is asked of Slurm.")
     container: ContainerConfig = option(factory=ContainerConfig, help="Container of the roles (pyxis).")
     code: CodeConfig = option(factory=CodeConfig, help="The code that runs.")

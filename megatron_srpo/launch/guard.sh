@@ -4,11 +4,10 @@
 
 first=$1
 while sleep 15; do
-    job=$(scontrol show job --oneliner "$SLURM_JOB_ID") || continue # the controller may be restarting
-    [[ $job == *" JobState=RUNNING "* ]] || continue
-    nodes=$(sed -n 's/.* NodeList=\([^ ]*\).*/\1/p' <<<"$job")
-    [[ -n $nodes ]] || continue
-    if ! scontrol show hostnames "$nodes" | grep -qx "$first"; then
+    nodes=$(squeue --noheader --jobs="$SLURM_JOB_ID" --states=RUNNING --format=%N)
+    [[ -n $nodes ]] || continue # the controller may be restarting
+    up=$(sinfo --noheader --Node --nodes="$nodes" --format="%N %t" | awk '$2 !~ /^down/ { print $1 }')
+    if [[ -n $up ]] && ! grep -qx "$first" <<<"$up"; then
         echo "$(date '+%F %T') the job's first node $first is lost; requeued"
         trap '' TERM
         scontrol requeue "$SLURM_JOB_ID" || exit

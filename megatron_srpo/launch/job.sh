@@ -18,8 +18,12 @@ srpo_status() { # FIELD
     sed -n "s/.*\"$1\": \"\{0,1\}\([^\",}]*\).*/\1/p" <<<"$text"
 }
 
-# The nodes that the job still has: with --no-kill, Slurm takes lost ones away.
-srpo_present() { scontrol show hostnames "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)"; }
+# The nodes that the job still has, nothing if nobody can say. With --no-kill, Slurm takes lost nodes off the job's
+# list, but (22.05) not of one that was requeued and resized; so those that are down are taken off here.
+srpo_present() {
+    sinfo --noheader --Node --nodes="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)" --format="%N %t" |
+        awk '$2 !~ /^down/ { print $1 }' | sort -u
+}
 
 srpo_end_servers() {
     [[ -d $SRPO_SERVERS ]] && touch "$SRPO_SERVERS/close"

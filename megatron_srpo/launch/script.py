@@ -82,6 +82,7 @@ def trainer_script(job: Job, endpoint: str = "$SRPO_HEAD:$SRPO_PORT", slice_name
         slice_name: what distinguishes this start from others.
     """
     launch = job.launch
+    restarts = launch.hang_restarts if launch.launcher == "ft_launcher" else 0
     arguments = ["--resume-if-started", "--config", shlex.quote(str(job.folder / "run.yaml"))]
     if job.registers:
         arguments.append('"rollout.sglang.host=$SRPO_HEAD"')
@@ -98,7 +99,8 @@ def trainer_script(job: Job, endpoint: str = "$SRPO_HEAD:$SRPO_PORT", slice_name
             " \\\n    ".join(
                 [
                     f"exec {_starter(job)}",
-                    f"--nnodes={launch.nodes} --nproc-per-node={launch.ranks_per_node} --max-restarts=0",
+                    f"--nnodes={launch.nodes} --nproc-per-node={launch.ranks_per_node}",
+                    f"--max-restarts={restarts}",
                     f'--rdzv-backend=c10d --rdzv-endpoint="{endpoint}" --rdzv-id="{slice_name}"',
                     '--rdzv-conf="is_host=$((${SLURM_NODEID:-0} == 0))" --local-addr="$own"',
                     f"-m megatron_srpo.cli train {' '.join(arguments)}",

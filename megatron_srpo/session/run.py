@@ -139,15 +139,15 @@ class Run:
         for step in range(self.step + len(self.ahead), last + 1):
             self.ahead.append(self._ask(step))
         batch = self.ahead.popleft()
-        completions = self.parts.sampling.finish(batch.ticket, self._heed)
+        completions = self.parts.sampling.finish(batch.ticket, self.control)
         self.parts.publisher.rest()
         self._heed()
         return make_rollouts(batch.prompts, rollout.samples_per_prompt, completions, self.parts.tokenizer)
 
     def _heed(self) -> None:
         """Raise StopRequested where the run was asked to stop before its last step."""
-        if self.step < self.config.training.steps and (reason := self.control.poll()):
-            raise StopRequested(reason)
+        if self.step < self.config.training.steps:
+            self.control.heed()
 
     def _ask(self, step: int) -> SampledAhead:
         rollout = self.config.rollout

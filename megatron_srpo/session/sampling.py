@@ -117,11 +117,20 @@ class ServerSampling:
             if not largest_anywhere(ticket.completions is None):
                 assert ticket.completions is not None
                 return ticket.completions
-            if stop is not None:
-                stop.heed()
-            self._publisher.restore()
+            self._restore(stop)
             if ticket.completions is None:
                 ticket.generation = self.start(ticket.requests, ticket.params).generation
+
+    def _restore(self, stop: Requests | None) -> None:
+        if stop is None:
+            self._publisher.restore()
+            return
+        stop.heed()
+        try:
+            self._publisher.restore()
+        except EngineError:
+            stop.heed()  # which may be why nobody waited any longer
+            raise
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop sampling for these requests."""

@@ -114,6 +114,7 @@ def _open_parts(
     progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint[1], trainer)
+    control.poll()  # loading takes long, and the recorder changes files
     recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
     say = recorder.progress.message

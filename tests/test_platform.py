@@ -56,6 +56,21 @@ class TestRankEnvironment:
         assert platform.rank_environment() == platform.RankEnvironment(1, 2, 0)
 
 
+class TestJobName:
+    @pytest.mark.parametrize(
+        ("job", "restarts", "name"),
+        [(None, None, ""), ("7", None, "7_0"), ("7", "3", "7_3"), (None, "3", "")],
+    )
+    def test_job_and_restart(
+        self, monkeypatch: pytest.MonkeyPatch, job: str | None, restarts: str | None, name: str
+    ) -> None:
+        for variable, value in (("SLURM_JOB_ID", job), ("SLURM_RESTART_COUNT", restarts)):
+            monkeypatch.delenv(variable, raising=False)
+            if value is not None:
+                monkeypatch.setenv(variable, value)
+        assert platform.job_name() == name
+
+
 class TestChildEnvironment:
     def test_one_thread_unless_chosen_otherwise(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -1,6 +1,7 @@
 """What runs on every rank of a training job, whoever started it."""
 
 import sys
+from contextlib import suppress
 
 from megatron_srpo.config.run import RunConfig
 
@@ -32,9 +33,9 @@ def train_rank(config: RunConfig, resume: bool) -> int:
     Returns:
         0 when all steps are done, 75 when the run was stopped on request (docs/resume.md).
     """
-    from megatron_srpo.session.stop import STOPPED_STATUS, StopSignals
+    from megatron_srpo.session.stop import STOPPED_STATUS, StopRequested, StopSignals
 
-    with StopSignals() as signals:
+    with StopSignals() as signals, suppress(StopRequested):
         # Imported here: they take torch and Megatron-Core along, for seconds in which a signal may come.
         from megatron_srpo.loop import train as train_run
         from megatron_srpo.session.build import open_run
@@ -42,4 +43,6 @@ def train_rank(config: RunConfig, resume: bool) -> int:
         with open_run(config, resume, signals) as run:
             finished = train_run(run)
         sys.stdout.flush()
-    return 0 if finished else STOPPED_STATUS
+        if finished:
+            return 0
+    return STOPPED_STATUS

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from megatron_srpo.config.run import RunConfig
 from megatron_srpo.data.chat import limit_prompts
 from megatron_srpo.data.sampler import PromptSampler
 from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
+from megatron_srpo.errors import EngineError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import initialize_parallel
 from megatron_srpo.model.precision import choose_layers, token_alignment
@@ -49,6 +50,7 @@ def open_run(config: RunConfig, resume: bool, signals: StopSignals | None = None
 
     Raises:
         UserError: the configuration, model, data or checkpoint cannot be used.
+        StopRequested: while servers were waited for.
     """
     _quiet_libraries()
     with _process_group(config.training.distributed_timeout_s):
@@ -112,13 +114,18 @@ def _open_parts(
     progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint[1], trainer)
+    control.poll()  # loading takes long, and the recorder changes files
     recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-    with (
-        RewardPool(config.reward) as rewards,
-        recorder,
-        link_engine(config, arch, groups, trainer, tokenizer, recorder.progress.message) as link,
-    ):
+    say = recorder.progress.message
+    with RewardPool(config.reward) as rewards, recorder, ExitStack() as stack:
+        try:
+            link = stack.enter_context(
+                link_engine(config, arch, groups, trainer, tokenizer, say, control.asked_here)
+            )
+        except EngineError:
+            control.heed()  # which may be why nobody waited for servers any longer
+            raise
         prompts = _prompts(config, tokenizer, recorder)
         if groups.is_leader:
             rewards.start()

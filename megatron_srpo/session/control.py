@@ -5,7 +5,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_srpo.errors import FenceError
-from megatron_srpo.session.stop import STOP_SIGNALS, StopSignals
+from megatron_srpo.session.stop import STOP_SIGNALS, StopRequested, StopSignals
 from megatron_srpo.training.exchange import largest_anywhere
 from megatron_srpo.training.fence import Fence
 from megatron_srpo.weights.agreement import on_first_rank
@@ -46,6 +46,21 @@ class Control:
         if agreed == _LOST:
             on_first_rank(lambda: _raise(lost))
         return _NOTICED[agreed]
+
+    def asked_here(self) -> bool:
+        """Say whether this rank was asked to stop; the others may not know yet. No collective."""
+        return self._signals.asked is not None or (dist.get_rank() == 0 and self._stop_file() > 0)
+
+    def heed(self) -> None:
+        """Leave the step if the run shall stop. A collective over the job.
+
+        Raises:
+            StopRequested: on all ranks.
+            FenceError: see :meth:`poll`.
+        """
+        reason = self.poll()
+        if reason:
+            raise StopRequested(reason)
 
     def _stop_file(self) -> int:
         return _LOST - 1 if stop_file(self.fence.run_folder).exists() else 0

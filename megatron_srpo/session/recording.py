@@ -45,11 +45,17 @@ class Recorder:
         # Step 0 holds the first evaluation, which a resumed run does not repeat.
         self.metrics.rewind(start_step if resumed else -1)
         self.samples.rewind(start_step)
-        (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        self._write_config()
         self.watch = Watch(self.config.report.watch, read_metrics(self.folder / "metrics.jsonl"))
         self.tracker = Tracker(
             self.config.report.wandb, self.folder, to_tree(self.config), resumed, self.progress.warn
         )
+
+    def _write_config(self) -> None:
+        """Replace the file whole: a run that was killed while writing it could not be resumed."""
+        temporary = self.folder / ".config.yaml.partial"
+        temporary.write_text(to_yaml(self.config), encoding="utf-8")
+        temporary.replace(self.folder / "config.yaml")
 
     def __enter__(self) -> "Recorder":
         self.progress.__enter__()

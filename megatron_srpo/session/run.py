@@ -19,6 +19,7 @@ from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.data.chat import ChatTokenizer, render_prompt
 from megatron_srpo.data.sampler import PromptSampler
 from megatron_srpo.data.types import Prompt
+from megatron_srpo.errors import EngineError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.report.samples import RolloutSample
@@ -105,6 +106,7 @@ class Run:
         self.row: dict[str, float] = {"step": step}
         self.samples: list[RolloutSample] = []
         self.saved_step = step
+        self.unrecorded = False
         self.ahead: deque[SampledAhead] = deque()
         self.sync_metrics: dict[str, float] = {}
         self.mini_batch = mini_batch_prompts(
@@ -139,15 +141,15 @@ class Run:
         for step in range(self.step + len(self.ahead), last + 1):
             self.ahead.append(self._ask(step))
         batch = self.ahead.popleft()
-        completions = self.parts.sampling.finish(batch.ticket, self._heed)
+        completions = self.parts.sampling.finish(batch.ticket, self.control)
         self.parts.publisher.rest()
         self._heed()
         return make_rollouts(batch.prompts, rollout.samples_per_prompt, completions, self.parts.tokenizer)
 
     def _heed(self) -> None:
         """Raise StopRequested where the run was asked to stop before its last step."""
-        if self.step < self.config.training.steps and (reason := self.control.poll()):
-            raise StopRequested(reason)
+        if self.step < self.config.training.steps:
+            self.control.heed()
 
     def _ask(self, step: int) -> SampledAhead:
         rollout = self.config.rollout
@@ -195,6 +197,7 @@ class Run:
         self, mini_batches: Sequence[Sequence[TrainingSample]], taught: TeacherPass
     ) -> list[UpdateResult | None]:
         """Make the step's optimizer steps, one per mini-batch."""
+        self.unrecorded = True  # until its row is written, the step cannot be saved
         return [self.trainer.update(samples, taught) for samples in mini_batches]
 
     def publish_weights(self) -> None:
@@ -203,7 +206,11 @@ class Run:
 
     def _publish(self, version: int) -> None:
         self.control.poll()  # engines may be another's as well, where it has taken the run over
-        self.sync_metrics = self.parts.publisher.publish(version)
+        try:
+            self.sync_metrics = self.parts.publisher.publish(version)
+        except EngineError:
+            self.control.heed()  # which may be why nobody waited for servers any longer
+            raise
 
     def record(
         self,
@@ -255,6 +262,7 @@ class Run:
         """Write a row on rank 0, unless the folder is no longer this run's."""
         self.control.poll()
         self.recorder.write(row, self.samples)
+        self.unrecorded = False
         self.status.running(self.step)
 
     def _evaluate(self) -> bool:
@@ -295,15 +303,19 @@ class Run:
         self.status.finished()
 
     def stop(self, request: StopRequested) -> None:
-        """Save the last finished step, if that is not done, so that nothing of it is lost."""
+        """Save the last finished step, if that is not done, so that nothing of it is lost.
+
+        A step that could not be finished, because no server took its weights, is trained again after the
+        newest checkpoint.
+        """
         while self.ahead:
             self.parts.sampling.cancel(self.ahead.pop().ticket)
-        if self.saved_step != self.step:
+        if self.saved_step != self.step and not self.unrecorded:
             self.save()
         self.recorder.progress.message(
-            f"{request} after step {self.step} of {self.config.training.steps}; continue with --resume"
+            f"{request} after step {self.saved_step} of {self.config.training.steps}; continue with --resume"
         )
-        self.status.stopped(str(request))
+        self.status.stopped(str(request), self.saved_step)
 
     def _export(self) -> None:
         """Write the policy as a Hugging Face folder; one from an earlier end of this run is replaced."""

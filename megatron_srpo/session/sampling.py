@@ -1,8 +1,11 @@
 """Sampling over all replicas, ahead of the trainer where wanted, and whatever happens to the engines."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rollout.collect import collect, collect_started
 from megatron_srpo.rollout.engine import (
@@ -14,6 +17,9 @@ from megatron_srpo.rollout.engine import (
 )
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams
 from megatron_srpo.training.exchange import largest_anywhere
+
+#: Pause between two looks for a request to stop while servers sample.
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass
@@ -31,8 +37,16 @@ class Ticket:
     completions: list[Completion] | None = None
 
 
-def _nothing() -> None:
-    pass
+class Requests(Protocol):
+    """What may end sampling before its time (:class:`~megatron_srpo.session.control.Control`)."""
+
+    def asked_here(self) -> bool:
+        """Say whether this rank was asked to stop. No collective."""
+        ...
+
+    def heed(self) -> None:
+        """Raise, on all ranks, when any was asked to stop. A collective over the job."""
+        ...
 
 
 class LocalSampling:
@@ -45,11 +59,11 @@ class LocalSampling:
         """Hand requests in."""
         return Ticket(requests, params)
 
-    def finish(self, ticket: Ticket, before_restore: Callable[[], object] = _nothing) -> list[Completion]:
+    def finish(self, ticket: Ticket, stop: Requests | None = None) -> list[Completion]:
         """Return the answers, in order. A collective over the replica.
 
         Args:
-            before_restore: see :meth:`ServerSampling.finish`; these engines are never lost alone.
+            stop: see :meth:`ServerSampling.finish`; these engines are in the way of whoever would look.
 
         Raises:
             EngineError: on all ranks of the replica, what keeps the engine from answering.
@@ -77,38 +91,83 @@ class ServerSampling:
         generation = None if self._engine is None else self._engine.submit(requests, params)
         return Ticket(requests, params, generation)
 
-    def finish(self, ticket: Ticket, before_restore: Callable[[], object] = _nothing) -> list[Completion]:
+    def finish(self, ticket: Ticket, stop: Requests | None = None) -> list[Completion]:
         """Return the answers, in order. A collective over the job.
 
         Servers that were lost on the way come back with the current weights, and only what is missing is
         sampled again. All replicas take part, those too that have their answers: all hold the weights.
 
         Args:
-            before_restore: called on all ranks before servers are brought back, which may take long; what it
-                raises there, on all ranks alike, ends the wait.
+            stop: asked while the answers are awaited, and heeded before lost servers are waited for.
 
         Raises:
             EngineError: on all ranks of the replica, what keeps the engine from answering.
+            StopRequested: on all ranks, where ``stop`` says so.
         """
         while True:
             try:
                 if ticket.completions is None:
+                    generation = ticket.generation
+                    if stop is not None and generation is not None:
+                        generation = _GivenUpOnRequest(generation, stop.asked_here)
                     count = len(ticket.requests)
-                    ticket.completions = collect_started(ticket.generation, count, self._groups.replica)
+                    ticket.completions = collect_started(generation, count, self._groups.replica)
             except EngineLost:
                 ticket.completions = None
             if not largest_anywhere(ticket.completions is None):
                 assert ticket.completions is not None
                 return ticket.completions
-            before_restore()
-            self._publisher.restore()
+            self._restore(stop)
             if ticket.completions is None:
                 ticket.generation = self.start(ticket.requests, ticket.params).generation
+
+    def _restore(self, stop: Requests | None) -> None:
+        if stop is None:
+            self._publisher.restore()
+            return
+        stop.heed()
+        try:
+            self._publisher.restore()
+        except EngineError:
+            stop.heed()  # which may be why nobody waited any longer
+            raise
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop sampling for these requests."""
         if ticket.generation is not None:
             ticket.generation.cancel()
+
+
+class _GivenUpOnRequest:
+    """A generation that counts as lost, within a moment, when this rank is asked to stop."""
+
+    def __init__(self, generation: Generation, asked: Callable[[], bool]) -> None:
+        self._generation, self._asked = generation, asked
+        self._over = threading.Event()
+        self._given_up = False
+
+    def result(self) -> list[Completion]:
+        watcher = threading.Thread(target=self._watch, name="stop-while-sampling", daemon=True)
+        watcher.start()
+        try:
+            return self._generation.result()
+        except EngineError as error:
+            if self._given_up:
+                raise EngineLost("the run shall stop") from error
+            raise
+        finally:
+            self._over.set()
+            watcher.join()
+
+    def cancel(self) -> None:
+        self._generation.cancel()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_EVERY_S):
+            if self._asked():
+                self._given_up = True
+                self._generation.cancel()
+                return
 
 
 #: How a run samples.

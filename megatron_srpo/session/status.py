@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from megatron_srpo import platform
 from megatron_srpo.errors import UserError
+from megatron_srpo.session.stop import StopRequested
 from megatron_srpo.training.fence import Fence
 
 STATUS_FILE = "status.json"
@@ -22,8 +23,9 @@ class RunStatus:
     """The status of this start of the run, written by rank 0; use as a context manager.
 
     ``running`` until it is said otherwise; ``failed`` when an exception leaves the block, or nobody said that
-    the run is finished or stopped. A rank that fails leaves a note also where it is not the first: rank 0 may
-    learn no more than that a connection was closed. Nothing is written once the folder is another's.
+    the run is finished or stopped. StopRequested stands for a stop before the first step. Other ranks than
+    rank 0 leave a note of their failure, too: rank 0 may learn no more than that a connection was closed.
+    Nothing is written once the folder is another's.
 
     Args:
         steps: at which the run ends.
@@ -42,7 +44,9 @@ class RunStatus:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if isinstance(error, StopRequested):
+            self.stopped(str(error), self._step)
+        elif error is not None:
             self._fail(error)
         elif not self._ended:
             self._by_first_rank("failed", f"left after step {self._step} of {self._steps}, before its end")
@@ -57,9 +61,9 @@ class RunStatus:
         self._ended = True
         self._by_first_rank("finished", "")
 
-    def stopped(self, reason: str) -> None:
-        """Say that the run was stopped on request; the checkpoint of the last step is written."""
-        self._ended = True
+    def stopped(self, reason: str, step: int) -> None:
+        """Say that the run was stopped on request; ``step`` is that of its checkpoint."""
+        self._ended, self._step = True, step
         self._by_first_rank("stopped", reason)
 
     def _fail(self, error: BaseException) -> None:

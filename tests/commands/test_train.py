@@ -152,6 +152,27 @@ class TestExistingRun:
         assert (kind, ranks) == ("launch", 2)
         assert arguments == ["train", "--config", QUICKSTART, "--resume", MODEL, f"output_dir={tmp_path}"]
 
+    def test_it_is_gone_on_with_if_started(self, started: list[tuple[str, Any]], tmp_path: Path) -> None:
+        assert main(self.arguments(tmp_path, "--resume-if-started")) == 7
+        new = ["train", "--config", QUICKSTART, "--resume-if-started", MODEL, f"output_dir={tmp_path}/new"]
+        assert main(new) == 7
+        assert main([*new, "parallel.tensor=1"]) == 0
+        assert main([*self.arguments(tmp_path, "--resume-if-started"), "checkpoint.every=3"]) == 7
+        # Ranks are told the same, and find out for themselves.
+        flags = [value[1][3] for kind, value in started if kind == "launch"]
+        assert flags == ["--resume-if-started"] * 3
+        assert [value[1] for kind, value in started if kind == "here"] == [False]
+
+    def test_a_started_run_of_another_configuration_is_refused_all_the_same(
+        self, started: list[tuple[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*self.arguments(tmp_path, "--resume-if-started"), "seed=5"]) == 2
+        assert "seed = 5, but the run in" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(self.arguments(tmp_path, "--resume-if-started", "--resume"))
+        assert "not allowed with argument" in capsys.readouterr().err
+        assert started == []
+
     def test_not_under_another_configuration(
         self, started: list[tuple[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -20,7 +20,12 @@ def config(tmp_path: Path) -> RunConfig:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each run that would have been started was to be resumed; none is."""
     calls: list[bool] = []
-    monkeypatch.setattr(entry, "train_rank", lambda config, resume: calls.append(resume))
+
+    def rank(config: RunConfig, resume: bool) -> int:
+        calls.append(resume)
+        return 0
+
+    monkeypatch.setattr(entry, "train_rank", rank)
     return calls
 
 
@@ -41,6 +46,16 @@ def test_a_run_is_gone_on_with_after_a_requeue(config: RunConfig, started: list[
     entry.train(config)
     entry.train(with_overrides(config, ["training.steps=900"]))
     assert started == [True, True]
+
+
+def test_a_stopped_run_ends_the_process_with_its_status(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever started the ranks must be able to tell it from a run that is finished."""
+    monkeypatch.setattr(entry, "train_rank", lambda config, resume: 75)
+    with pytest.raises(SystemExit) as ended:
+        entry.train(config)
+    assert ended.value.code == 75
 
 
 def test_a_run_is_not_overwritten_or_changed(config: RunConfig, started: list[bool]) -> None:

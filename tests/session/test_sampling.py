@@ -1,11 +1,15 @@
 """Tickets, and what happens when servers are lost while replicas wait for their answers."""
 
+import threading
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.engine import EngineLost
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams, VersionSpan
+from megatron_srpo.session.stop import StopRequested
 from tests.ranks import run_ranks
 
 PARAMS = SamplingParams(1.0, 1.0, 4)
@@ -63,6 +67,58 @@ def test_all_replicas_restore_together_until_every_one_has_its_answers() -> None
     assert [found for found, _, _ in results] == [[0, 1, 2]] * 2 + [[10, 11, 12]] * 2
     assert {restored for _, restored, _ in results} == {3}
     assert [calls for _, _, calls in results] == [2, 0, 5, 0]
+
+
+class Endless(Beside):
+    """An engine whose generations end when they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.cancelled = threading.Event()
+
+    def result(self) -> list[Completion]:
+        assert self.cancelled.wait(60)
+        raise EngineError("sampling was cancelled")
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class Asked:
+    """A run that was asked to stop, on the ranks that know of it."""
+
+    def __init__(self, here: bool) -> None:
+        self.here = here
+
+    def asked_here(self) -> bool:
+        return self.here
+
+    def heed(self) -> None:
+        dist.barrier()
+        raise StopRequested("SIGTERM")
+
+
+def leave(rank: int, world: int, engine_type: str) -> tuple[str, int]:
+    """The first replica's server is lost, or works without end, and the run is to stop."""
+    from megatron_srpo.model.parallel import initialize_parallel
+    from megatron_srpo.session.sampling import ServerSampling
+
+    groups = initialize_parallel(2, 1)
+    publisher, engine = Restoring(), None
+    if groups.is_leader:
+        engine = Beside(0) if groups.dp_rank else Endless() if engine_type == "endless" else Beside(9)
+    sampling: Any = ServerSampling(engine, publisher, groups)  # type: ignore[arg-type]
+    asked: Any = Asked(here=rank == 0 and engine_type == "endless")
+    try:
+        sampling.finish(sampling.start([Request("0", (1,), 1)], PARAMS), asked)
+    except StopRequested as request:
+        return str(request), publisher.restored
+    return "went on", publisher.restored
+
+
+@pytest.mark.parametrize("engine", ["lost", "endless"])
+def test_a_run_that_shall_stop_waits_for_no_server(engine: str) -> None:
+    assert run_ranks(4, leave, engine) == [("stopped on request (SIGTERM)", 0)] * 4
 
 
 def test_without_a_loss_nothing_is_restored() -> None:

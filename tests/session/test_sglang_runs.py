@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from megatron_srpo.config.run import RunConfig
-from megatron_srpo.report.metrics import read_metrics
+from megatron_srpo.report.metrics import deterministic, read_metrics
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
+from megatron_srpo.session.status import read_status
 from tests.ranks import RankFailure, run_ranks
 from tests.session.faulty_proxy import FaultyProxy
 from tests.session.test_loop import small_config
@@ -71,6 +72,36 @@ def _train(config: RunConfig, prepare: Callable[[Any], None]) -> list[int]:
         run.assign = counted
         train(run)
     return counts
+
+
+def stop_while_sampling(rank: int, world: int, config: RunConfig) -> int:
+    """Ask the run to stop once the second step's first response is there; return how many it had then."""
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    answered: list[str] = []
+    with open_run(config, resume=False) as run:
+        engine = run.parts.sampling._engine
+        finished = engine._on_finished
+
+        def note(url: str) -> None:
+            finished(url)
+            if run.step == 1:
+                answered.append(url)
+                (Path(config.output_dir) / "stop").touch()
+
+        engine._on_finished = note
+        assert not train(run)
+        assert (run.step, run.saved_step) == (1, 1)
+    return len(answered)
+
+
+def resume_on(rank: int, world: int, config: RunConfig) -> None:
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    with open_run(config, resume=True) as run:
+        assert run.step == 1 and train(run)
 
 
 def check_accounted_for(config: RunConfig, counts: list[list[int]]) -> list[dict[str, float]]:
@@ -145,6 +176,27 @@ class TestUndisturbed:
         assert [row["staleness/max"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
         # A step at this learning rate moves log-probs far more than rounding does.
         assert all(row["engine/logprob_diff_mean"] > 1e-4 for row in rows[1:])
+
+    def test_a_request_to_stop_cuts_sampling_short_and_loses_nothing(
+        self, tmp_path: Path, server: Endpoint, key_file: Path
+    ) -> None:
+        given = [*external(server.url, key_file), "training.steps=2", "parallel.tensor=1"]
+        given.append("rollout.max_response_tokens=200")
+        whole, parts = (config_for(tmp_path / name, *given) for name in ("whole", "parts"))
+        run_ranks(1, train_on, whole, timeout=300)
+        answered = run_ranks(1, stop_while_sampling, parts, timeout=300)[0]
+        assert answered < PROMPTS * SAMPLES, "sampling was over before it could be cut short"
+        assert read_status(Path(parts.output_dir))["state"] == "stopped"
+        run_ranks(1, resume_on, parts, timeout=300)
+        rows = [
+            [deterministic(row) for row in read_metrics(Path(config.output_dir) / "metrics.jsonl")]
+            for config in (whole, parts)
+        ]
+        # Which server batch a response is sampled in decides the last bits of its log-probs.
+        for one, other in zip(*rows, strict=True):
+            for name in one:
+                if not name.startswith(("sync/", "engine/")):
+                    assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
 
     def test_servers_that_share_the_devices_rest_while_the_trainer_works(
         self, tmp_path: Path, server: Endpoint, key_file: Path

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.session.status import RunStatus, read_status
-from megatron_srpo.session.stop import STOP_SIGNALS, StopSignals
+from megatron_srpo.session.stop import STOP_SIGNALS, StopRequested, StopSignals
 from megatron_srpo.training.fence import claim
 
 
@@ -40,9 +40,16 @@ class TestStatus:
     def test_a_stop_keeps_its_reason(self, tmp_path: Path) -> None:
         with RunStatus(claim(tmp_path), 10, rank=0) as status:
             status.running(3)
-            status.stopped("SIGUSR1")
+            status.stopped("SIGUSR1", 2)
         found = read_status(tmp_path)
-        assert (found["state"], found["step"], found["reason"]) == ("stopped", 3, "SIGUSR1")
+        assert (found["state"], found["step"], found["reason"]) == ("stopped", 2, "SIGUSR1")
+
+    def test_a_stop_while_servers_are_waited_for(self, tmp_path: Path) -> None:
+        with pytest.raises(StopRequested), RunStatus(claim(tmp_path), 10, rank=0, step=4):
+            raise StopRequested("SIGTERM")
+        found = read_status(tmp_path)
+        assert (found["state"], found["step"]) == ("stopped", 4)
+        assert found["reason"] == "stopped on request (SIGTERM)"
 
     def test_leaving_early_is_no_success(self, tmp_path: Path) -> None:
         with RunStatus(claim(tmp_path), 10, rank=0) as status:
@@ -88,7 +95,7 @@ class TestStatus:
             claim(tmp_path)
             before = (tmp_path / "status.json").read_bytes()
             status.running(7)
-            status.stopped("SIGTERM")
+            status.stopped("SIGTERM", 7)
             raise RuntimeError
         assert (tmp_path / "status.json").read_bytes() == before
 

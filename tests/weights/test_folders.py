@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_srpo.errors import CheckpointError, ModelError
+from megatron_srpo.errors import CheckpointError, FenceError, ModelError
+from megatron_srpo.training.fence import Fence
 from megatron_srpo.weights.folders import copy_hf_files, new_folder
 from tests.ranks import run_ranks
 
@@ -51,6 +52,41 @@ def test_all_ranks_refuse_a_folder_that_exists(tmp_path):
     (tmp_path / "out").mkdir()
     for message in run_ranks(2, refused, str(tmp_path / "out")):
         assert "out exists; remove it or choose another" in message
+
+
+def owned(rank: int, world: int, target: str) -> list[str]:
+    """Write as one owner, be replaced by the next one, and try again."""
+    from megatron_srpo.training.fence import claim
+
+    root = Path(target).parent
+    first, second = Fence(root, 1), Fence(root, 2)
+    if rank == 0:
+        assert (claim(root), claim(root)) == (first, second)
+    said = []
+    for owner in (second, second, first):
+        try:
+            with new_folder(Path(target), owner) as folder:
+                (folder / f"{rank}.{len(said)}").touch()
+            said.append("written")
+        except FenceError as error:
+            said.append(str(error))
+    try:
+        with new_folder(Path(target), second):
+            if rank == 0:
+                claim(root)
+    except FenceError as error:
+        said.append(str(error))
+    return said
+
+
+def test_an_owner_replaces_a_folder_and_a_former_one_changes_nothing(tmp_path):
+    for said in run_ranks(2, owned, str(tmp_path / "out")):
+        assert said[:2] == ["written", "written"]
+        assert "token 00000002" in said[2] and "(token 00000001) has stopped" in said[2]
+        assert "token 00000003" in said[3]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.1", "1.1"]
+    # What was begun under the lost token is never in the way of its successor.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.00000002.partial", "fence", "out"]
 
 
 def test_all_ranks_refuse_a_place_that_cannot_be_written(tmp_path):

@@ -91,7 +91,7 @@ class TestOwnAddress:
 
     def test_none(self, machine: SimpleNamespace) -> None:
         machine.own = {"127.0.1.1", "127.0.0.1"}
-        with pytest.raises(EngineError, match="no address but loopback; give one .* with --host"):
+        with pytest.raises(EngineError, match=r"no address but loopback; give one .* with --host"):
             own_address()
 
 

@@ -132,17 +132,17 @@ def test_a_run_outlives_the_machines_of_its_servers(cluster: Cluster) -> None:
 
     Metrics are those of a run that lost nothing: whoever samples, seeds and weights decide.
     """
-    wait_until(lambda: len(cluster.registry.serving()) == 2, "two servers", seconds=240)
+    wait_until(lambda: len(cluster.registry.serving()) == 2, "two servers", seconds=500)
     # What Slurm sends to every process of a job before it ends.
     for process in (*cluster.family(0), *cluster.family(1)):
         for number in (signal.SIGUSR1, signal.SIGTERM):
             process.send_signal(number)
     undisturbed, disturbed = (config_for(cluster.folder, name) for name in ("undisturbed", "disturbed"))
-    (counts, _, lines), (others, _, _) = run_ranks(2, train, undisturbed, cluster.folder, False, timeout=300)
+    (counts, _, lines), (others, _, _) = run_ranks(2, train, undisturbed, cluster.folder, False, timeout=500)
     assert counts == others == [PROMPTS * SAMPLES // 2] * 4
     assert lines == [], "nobody was lost, and nobody came"
 
-    (counts, done, lines), (others, _, _) = run_ranks(2, train, disturbed, cluster.folder, True, timeout=400)
+    (counts, done, lines), (others, _, _) = run_ranks(2, train, disturbed, cluster.folder, True, timeout=700)
     assert done == ["machine 1 is off", "machine 0 is off"]
     assert counts == others == [PROMPTS * SAMPLES // 2] * 4, "no prompt is lost"
     told = "\n".join(lines)

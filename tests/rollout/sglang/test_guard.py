@@ -72,6 +72,26 @@ def test_a_router_is_told_first_and_its_refusal_is_no_hindrance() -> None:
     assert told == [(A, [])] and engine.asked == ["out 1"]
 
 
+def test_a_server_that_was_given_up_meanwhile_does_not_end_it() -> None:
+    engine = Noting()
+    known = [{A: DEAD}, {B: DEAD}]
+
+    def given_up() -> dict[str, Condition]:
+        return known.pop(0)
+
+    def refuse(url: str) -> None:
+        raise EngineError(f"the engine has no server {url!r}")
+
+    guard = Guard(engine, given_up)
+    guard.stop()
+    exclude, engine.exclude = engine.exclude, refuse  # type: ignore[method-assign]
+    guard.check()
+    engine.exclude = exclude  # type: ignore[method-assign]
+    guard.check()
+    engine.close()
+    assert engine.asked == ["out 2"]
+
+
 def test_it_works_by_itself_until_it_is_stopped() -> None:
     engine = Noting()
     guard = Guard(engine, lambda: {A: DEAD})

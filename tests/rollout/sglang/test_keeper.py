@@ -157,11 +157,15 @@ def test_one_that_does_not_start_ends_all(machine: Machine) -> None:
     assert "ended with exit code 5 while starting" in str(machine.error)
 
 
-def test_an_emptied_slot_is_filled_again(machine: Machine) -> None:
+@pytest.mark.parametrize("how", ["emptied", "taken over and lost"])
+def test_an_emptied_slot_is_filled_again(machine: Machine, how: str) -> None:
     """Whoever took this machine for lost was wrong."""
     machine.start()
     entries = machine.serving({2, 3})
-    (machine.registry.folder / "server-002.json").unlink()
+    if how == "emptied":
+        (machine.registry.folder / "server-002.json").unlink()
+    else:
+        machine.registry.write(make_entry(2, state="lost"))
     assert machine.serving({2, 3}) == entries
 
 

@@ -161,9 +161,8 @@ def test_a_run_outlives_the_machines_of_its_servers(cluster: Cluster) -> None:
 def check_same(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
     assert len(expected) == len(found) == 4
     for one, other in zip(expected, found, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            if name.startswith(("engine/", "sync/")):
-                continue  # rounding of sums in another order, and what was sent to how many
+        # Engines differ by the rounding of sums in another order, publications by who came and went.
+        names = {name for name in one.keys() | other.keys() if not name.startswith(("engine/", "sync/"))}
+        for name in names:
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
         assert other["engine/logprob_diff_max"] < 1e-4, "sampled from the weights that train"

@@ -28,6 +28,7 @@ examples:
   megatron-srpo train --config examples/quickstart.yaml algorithm.name=grpo output_dir=runs/grpo
   megatron-srpo train --config examples/quickstart.yaml --resume
   megatron-srpo train --options optimizer
+  megatron-srpo serve --config run.yaml --register /shared/servers --slot 2
   megatron-srpo compare --config examples/quickstart.yaml --seeds 1 2 3
   megatron-srpo doctor --config examples/quickstart.yaml
   megatron-srpo plan --model qwen3-8b --gpus 64

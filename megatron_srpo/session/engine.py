@@ -31,6 +31,7 @@ from megatron_srpo.session.models import DTYPES
 from megatron_srpo.session.sampling import LocalSampling, Sampling, ServerSampling
 from megatron_srpo.training.exchange import everywhere
 from megatron_srpo.training.trainer import Trainer
+from megatron_srpo.weights.agreement import together
 from megatron_srpo.weights.sync import SyncSettings, WeightSync
 from megatron_srpo.weights.transports.base import Transport
 from megatron_srpo.weights.transports.collective import CollectiveTransport
@@ -100,6 +101,8 @@ def _link_sglang(
     chosen = config.rollout.sglang
     hosts = everywhere(socket.gethostname())
     check_reach(hosts, _listening(chosen))
+    # Made on all ranks, before one of them alone could meet a folder that cannot be made.
+    registry = together(lambda: Registry(chosen.registry) if chosen.registry else None)
     fleet = _fleet(config, say, should_stop) if dist.get_rank() == 0 else None
     with ExitStack() as on_failure:
         if fleet is not None:
@@ -129,7 +132,7 @@ def _link_sglang(
             hang_timeout_s=chosen.hang_timeout_s,
             attempts=config.rollout.sync.attempts,
             colocated=config.rollout.placement == "colocated",
-            registry=Registry(chosen.registry) if chosen.registry else None,
+            registry=registry,
         )
         on_failure.pop_all()
     return EngineLink(ServerSampling(engine, publisher, groups), publisher)

@@ -43,11 +43,13 @@ class Guard:
         known = {server.name for server in self._engine.servers}
         for url, condition in self._conditions().items():
             lost = condition is not Condition.HEALTHY
-            if url in known and lost and url not in self._out:
-                self._tell(url)
-                self._engine.exclude(url)
-            elif url in known and not lost and url in self._out:
-                self._engine.include(url)
+            # Meanwhile the engine may have given the server up, and then refuses.
+            with contextlib.suppress(EngineError):
+                if url in known and lost and url not in self._out:
+                    self._tell(url)
+                    self._engine.exclude(url)
+                elif url in known and not lost and url in self._out:
+                    self._engine.include(url)
             (self._out.add if lost else self._out.discard)(url)
 
     def _tell(self, url: str) -> None:

@@ -120,9 +120,9 @@ class Keeper:
     def _check_entry(self, slot: int, entry: Entry) -> None:
         """See who is in the slot: whoever took this machine for lost may have emptied or filled it."""
         found = self._registry.entry(slot)
-        if found is None:
+        if found is None or (found.incarnation != entry.incarnation and found.state == "lost"):
             self._registry.write(entry)
-        elif found.incarnation != entry.incarnation and found.state == "serving":
+        elif found.incarnation != entry.incarnation:
             raise EngineError(
                 f"slot {slot} of the registry {self._registry.folder} was taken over by {found.url} on "
                 f"{found.host}; the server here is ended"

@@ -170,6 +170,51 @@ class TestRules:
                 call("http://x")
         engine.close()
 
+    def test_requests_move_when_servers_come_and_go(self) -> None:
+        """One is taken away while all requests are in flight there; its place is taken by another."""
+        slow, quick = FaultServer(token_s=60.0), FaultServer()
+        with quick, servers_and_engine(slow) as engine:
+            generation = engine.submit(make_requests(), SAMPLED)
+            wait_until(lambda: len(slow.running) == 12)
+            engine.set_servers([quick.endpoint])
+            assert_right(generation.result(), make_requests())
+            assert [server.name for server in engine.servers] == [quick.endpoint.url]
+            assert len(quick.bodies) == 12
+            with pytest.raises(EngineError, match="needs at least one server"):
+                engine.set_servers([])
+
+    def test_servers_that_stay_are_left_alone(self) -> None:
+        first, second = FaultServer(token_s=0.05), FaultServer(token_s=0.05)
+        with servers_and_engine(first, second) as engine:
+            control = engine.servers[1]
+            generation = engine.submit(make_requests(), SAMPLED)
+            wait_until(lambda: len(first.running) + len(second.running) == 12)
+            here = len(second.running)
+            engine.exclude(first.endpoint.url)
+            engine.set_servers([second.endpoint])
+            assert engine.servers == (control,)
+            assert_right(generation.result(), make_requests())
+            assert here and len(second.bodies) == 12, "nothing was sent there twice"
+
+    def test_behind_a_router_all_is_sent_again_when_a_server_is_lost(self) -> None:
+        """The router keeps waiting for a machine without power."""
+        router, workers = FaultServer(token_s=60.0), [FaultServer(), FaultServer()]
+        with router, workers[0], workers[1]:
+            engine = SGLangEngine(
+                [worker.endpoint for worker in workers],
+                [router.endpoint],
+                vocab_size=VOCABULARY,
+                stop_tokens=(EOS,),
+            )
+            generation = engine.submit(make_requests(), SAMPLED)
+            wait_until(lambda: len(router.running) == 12)
+            router.token_s = 0.0
+            engine.exclude(workers[0].endpoint.url)
+            engine.exclude(workers[0].endpoint.url)
+            assert_right(generation.result(), make_requests())
+            assert len(router.bodies) == 24
+            engine.close()
+
     def test_behind_a_router_the_last_exclusion_closes_the_door(self) -> None:
         router, workers = FaultServer(), [FaultServer(), FaultServer()]
         with router, workers[0], workers[1]:

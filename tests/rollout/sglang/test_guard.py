@@ -2,6 +2,7 @@
 
 import time
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.sglang.endpoint import Endpoint, on_this_host
 from megatron_srpo.rollout.sglang.engine import SGLangEngine
 from megatron_srpo.rollout.sglang.guard import Guard
@@ -54,6 +55,41 @@ def test_both_may_be_lost() -> None:
 def test_a_server_that_the_engine_no_longer_has_is_left_alone() -> None:
     """A restart on another port: the watch may still know the old url."""
     assert asked({"http://127.0.0.1:3": DEAD}) == []
+
+
+def test_a_router_is_told_first_and_its_refusal_is_no_hindrance() -> None:
+    engine, told = Noting(), []
+
+    def refuse(url: str) -> None:
+        told.append((url, list(engine.asked)))
+        raise EngineError("the router does not answer")
+
+    guard = Guard(engine, lambda: {A: DEAD, B: HEALTHY}, refuse)
+    guard.stop()
+    guard.check()
+    guard.check()
+    engine.close()
+    assert told == [(A, [])] and engine.asked == ["out 1"]
+
+
+def test_a_server_that_was_given_up_meanwhile_does_not_end_it() -> None:
+    engine = Noting()
+    known = [{A: DEAD}, {B: DEAD}]
+
+    def given_up() -> dict[str, Condition]:
+        return known.pop(0)
+
+    def refuse(url: str) -> None:
+        raise EngineError(f"the engine has no server {url!r}")
+
+    guard = Guard(engine, given_up)
+    guard.stop()
+    exclude, engine.exclude = engine.exclude, refuse  # type: ignore[method-assign]
+    guard.check()
+    engine.exclude = exclude  # type: ignore[method-assign]
+    guard.check()
+    engine.close()
+    assert engine.asked == ["out 2"]
 
 
 def test_it_works_by_itself_until_it_is_stopped() -> None:

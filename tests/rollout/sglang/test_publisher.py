@@ -1,5 +1,6 @@
 """Publishing on several ranks: what one rank meets, all ranks hear."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -209,3 +210,92 @@ def test_a_server_that_refuses_stops_all_ranks(step: str) -> None:
     assert text.endswith("memory: http://127.0.0.1:9 refuses") or text.endswith(
         "again: http://127.0.0.1:9 refuses"
     )
+
+
+class Comers(Servers):
+    """Stands for a registered fleet: of its two servers, those named in ``losses`` are given up, one each
+    time that it is asked; and who comes back at the end."""
+
+    def __init__(self, notes: list[str], losses: list[set[str]]) -> None:
+        super().__init__((), notes)
+        self.endpoints = (Endpoint("http://a:1"), Endpoint("http://b:1"))
+        self.losses = losses
+
+    def revive(self, silent: set[str], admit: bool) -> Revival:
+        gone = self.losses.pop(0) if self.losses else set()
+        before = self.endpoints
+        self.endpoints = tuple(endpoint for endpoint in before if endpoint.url not in gone)
+        self.notes.append(f"revive{' and admit' if admit else ''}: {len(self.endpoints)}")
+        return Revival(self.endpoints, self.endpoints != before, bool(gone))
+
+
+def publish_on_two_copies(
+    rank: int, world: int, failures: int, losses: list[set[str]]
+) -> tuple[str, list[str], list[bool]]:
+    """Publish version 3 from two copies of the model to two servers; ranks note whether they serve any."""
+    from megatron_srpo.model.parallel import initialize_parallel
+    from megatron_srpo.rollout.sglang.publisher import SGLangPublisher
+    from megatron_srpo.rollout.sglang.registry import Registry
+
+    groups = initialize_parallel(1, 1)
+    notes: list[str] = []
+    serving: list[bool] = []
+    engine: Any = Engine([Server("http://a:1", notes, ()), Server("http://b:1", notes, ())])
+    sync: Any = Noting(failures, notes, serving)
+    fleet: Any = Comers(notes, losses) if rank == 0 else None
+    publisher = SGLangPublisher(
+        fleet, engine, sync, groups, 2, attempts=2, registry=Registry(tempfile.mkdtemp())
+    )
+    try:
+        publisher.publish(3)
+    except EngineError as error:
+        return str(error), notes, serving
+    finally:
+        publisher.close()
+    return "published", notes, serving
+
+
+class Noting(Sync):
+    """Also notes who serves; all ranks fail alike, as the real one does."""
+
+    def __init__(self, failures: int, notes: list[str], serving: list[bool]) -> None:
+        super().__init__(failures, notes)
+        self.serving = serving
+
+    def push(self, servers: Any, version: int, verify: bool, serving: bool) -> SyncReport:
+        self.serving.append(serving)
+        return super().push(servers, version, verify, serving)
+
+
+def pushes(notes: list[str]) -> list[str]:
+    return [note for note in notes if note.startswith("push")]
+
+
+def test_registered_servers_are_dealt_out_anew_when_one_is_lost() -> None:
+    """It dies in the first push; the copy that looked after it has nothing to do in the second."""
+    (text, notes, serving), (other, others, idle) = run_ranks(
+        2, publish_on_two_copies, 1, [set(), {"http://b:1"}]
+    )
+    assert text == other == "published"
+    assert [note for note in notes if note.startswith("revive")] == ["revive and admit: 2", "revive: 1"]
+    assert pushes(notes) == ["push 3 to 1", "push 3 to 1 verified"] and serving == [True, True]
+    assert pushes(others) == ["push 3 to 1", "push 3 to 0 verified"] and idle == [True, False]
+    assert "reset" in notes and "reset" in others, "groups with the lost server are forgotten everywhere"
+
+
+def test_the_other_copy_takes_over() -> None:
+    """Servers are counted among those that are left."""
+    (text, notes, serving), (_, others, idle) = run_ranks(2, publish_on_two_copies, 0, [{"http://a:1"}])
+    assert text == "published"
+    assert pushes(notes) == ["push 3 to 1 verified"] and serving == [True]
+    assert pushes(others) == ["push 3 to 0 verified"] and idle == [False]
+
+
+def test_failures_that_go_with_lost_servers_are_no_attempts() -> None:
+    losses = [set(), {"http://a:1"}, set(), set()]
+    (text, notes, _), (other, _, _) = run_ranks(2, publish_on_two_copies, 2, losses)
+    assert text == other == "published", "two attempts: one failure is forgiven"
+    assert len(pushes(notes)) == 3
+    (text, notes, _), (other, _, _) = run_ranks(2, publish_on_two_copies, 2, [set(), set()])
+    assert text == other == "a bucket was lost (attempt 2 of 2)"
+    assert len(pushes(notes)) == 2

@@ -163,3 +163,36 @@ def test_exclusion_ends_a_pause() -> None:
         await asyncio.wait_for(waiting, 20)
 
     asyncio.run(scenario())
+
+
+@on_a_loop
+async def test_servers_come_and_go() -> None:
+    rotation = make_rotation(servers=2)
+    first, second = rotation.live
+    strike(rotation, 1)
+    third = Endpoint("http://127.0.0.1:7")
+    rotation.set_endpoints([Endpoint(second.endpoint.url, incarnation="new"), third])
+    assert first.excluded, "what is in flight there is not waited for"
+    assert rotation.live[0] is second and second.strikes == 0 and second.endpoint.incarnation == "new"
+    assert [seat.endpoint.url for seat in rotation.live] == [second.endpoint.url, third.url]
+    assert rotation.choose(first) in rotation.live
+    rotation.set_endpoints([third])
+    assert rotation.patience < make_rotation(servers=2).patience
+
+
+@on_a_loop
+async def test_one_that_was_out_is_in_again_when_it_is_named() -> None:
+    rotation = make_rotation(servers=1)
+    (seat,) = rotation.live
+    rotation.exclude(seat.endpoint.url)
+    rotation.set_endpoints([seat.endpoint])
+    assert rotation.live == [seat]
+
+
+@on_a_loop
+async def test_a_bounce_wakes_who_waits_and_leaves_it_in() -> None:
+    rotation = make_rotation(servers=1)
+    (seat,) = rotation.live
+    gone = seat.gone
+    rotation.bounce(seat.endpoint.url)
+    assert gone.done() and not seat.excluded and rotation.live == [seat]

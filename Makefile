@@ -28,7 +28,7 @@ PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
 PINNED = $(if $(PINS),--constraint $(PINS))
 INPUTS := setup.py $(wildcard constraints/*.txt)
 
-.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-bench freeze clean help
+.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-bench install-resiliency freeze clean help
 .DEFAULT_GOAL := help
 
 quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, then train with the main example and write its report
@@ -36,7 +36,7 @@ quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, 
 	    $(addprefix rollout.engine=,$(ENGINE)) output_dir=$(RUN)
 	@echo "Report: $(RUN)/report.html"
 
-test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.sglang $(VENV)/.kernels ## install, then run all tests; what cannot run here is counted by reason
+test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.sglang $(VENV)/.kernels $(VENV)/.resiliency ## install, then run all tests; what cannot run here is counted by reason
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
@@ -47,6 +47,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 install: $(VENV)/.base ## virtual environment with the package (editable)
 install-launch: $(VENV)/.launch ## nemo-run, for launching on other machines
 install-bench: $(VENV)/.bench ## TRL and py-spy, for tools/benchmarks
+install-resiliency: $(VENV)/.resiliency ## nvidia-resiliency-ext in a folder of its own, for the tests of hanging ranks
 install-sglang: $(VENV)/.sglang ## the SGLang server and its router, as they run without a GPU
 install-kernels: $(VENV)/.kernels ## Triton in a folder of its own, for the tests that interpret and compile its kernels
 
@@ -93,6 +94,13 @@ $(VENV)/.sglang: $(VENV)/.base
 # fails with NumPy 2.4 and later (a scalar made of an array of one entry), so it gets a NumPy of its own.
 $(VENV)/.kernels: $(VENV)/.python
 	$(PIP) install --no-deps --upgrade --target $(VENV)/triton triton==3.6.0 numpy==2.3.5
+	@touch $@
+
+# In a folder of its own, too: where it is installed, each import of torch warns of its pynvml. What this release
+# declares beside torch is there already or is loaded on GPUs only.
+$(VENV)/.resiliency: $(VENV)/.base
+	$(PIP) install --no-deps --upgrade --target $(VENV)/resiliency nvidia-resiliency-ext==0.4.1 defusedxml==0.7.1 \
+	    nvidia-ml-py==13.580.82 pynvml==13.0.1
 	@touch $@
 
 freeze: ## print the installed versions, for a constraints file

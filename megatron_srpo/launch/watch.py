@@ -78,9 +78,11 @@ def describe(record: JobRecord, state: RunState, servers: list[str]) -> str:
     parts += [f"exit status {job.exit_status}"] if job.ended else []
     lines = [", ".join(parts).replace(", (", " (")]
     if run:
+        # Nobody was left to say so.
+        said = "cut off" if job.ended and run.get("state") == "running" else run.get("state")
+        why = f": {run['reason']}" if run.get("reason") else ""
         lines.append(
-            f"run: {run.get('state')}, step {run.get('step')} of {run.get('steps')}, attempt "
-            f"{run.get('attempt')}{': ' + str(run['reason']) if run.get('reason') else ''}"
+            f"run: {said}, step {run.get('step')} of {run.get('steps')}, attempt {run.get('attempt')}{why}"
         )
     if servers and not job.ended:
         lines.append(f"servers: {', '.join(servers)}")

@@ -1,4 +1,4 @@
-"""Everything that a run shows and writes, on the first rank; silent on the others."""
+"""Everything that a run shows and writes, on the first rank; on the others, signs of life alone."""
 
 import time
 from collections import defaultdict
@@ -16,6 +16,7 @@ from megatron_srpo.report.metrics import MetricsFile, read_metrics
 from megatron_srpo.report.samples import RolloutSample, SamplesFile
 from megatron_srpo.report.tracker import Tracker
 from megatron_srpo.report.watch import Watch
+from megatron_srpo.session.heartbeat import heartbeat
 
 # Phases that count as training; evaluation and saving do not (papers score by training time).
 TRAINING_PHASES = ("generate", "reward", "score", "teacher", "update", "sync")
@@ -35,6 +36,7 @@ class Recorder:
         self.folder = Path(config.output_dir)
         self.seconds: dict[str, float] = defaultdict(float)
         self.progress = Progress(config.training.steps, start_step, enabled=active)
+        self._heartbeat = heartbeat()
         if active:
             self._open(start_step)
 
@@ -65,18 +67,20 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.__exit__(kind, error, trace)
+        self._heartbeat.close()
         if self.active:
             self.tracker.finish(failed=error is not None)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show a phase and add its seconds to the step's row."""
+        """Show a phase and add its seconds to the step's row; its end is a sign of life."""
         platform.synchronize()
         started = time.perf_counter()
         with self.progress.phase(name):
             yield
             platform.synchronize()
         self.seconds[name] += time.perf_counter() - started
+        self._heartbeat.beat()
 
     def phase_row(self) -> dict[str, float]:
         """Return the seconds per phase since the last row, and start counting anew."""

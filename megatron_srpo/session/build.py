@@ -113,11 +113,12 @@ def _open_parts(
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint[1], trainer)
     recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
+    say = recorder.progress.message
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
     with (
         RewardPool(config.reward) as rewards,
         recorder,
-        link_engine(config, arch, groups, trainer, tokenizer, recorder.progress.message) as link,
+        link_engine(config, arch, groups, trainer, tokenizer, say, control.pending) as link,
     ):
         prompts = _prompts(config, tokenizer, recorder)
         if groups.is_leader:

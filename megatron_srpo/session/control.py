@@ -47,6 +47,11 @@ class Control:
             on_first_rank(lambda: _raise(lost))
         return _NOTICED[agreed]
 
+    def pending(self) -> bool:
+        """Say whether this rank knows of a reason to stop, for whoever waits on it alone. No collective."""
+        asked = self._signals.asked is not None or self._stop_file() > 0
+        return asked or not self.fence.held()
+
     def _stop_file(self) -> int:
         return _LOST - 1 if stop_file(self.fence.run_folder).exists() else 0
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rollout.collect import collect, collect_started
 from megatron_srpo.rollout.engine import (
@@ -84,8 +85,8 @@ class ServerSampling:
         sampled again. All replicas take part, those too that have their answers: all hold the weights.
 
         Args:
-            before_restore: called on all ranks before servers are brought back, which may take long; what it
-                raises there, on all ranks alike, ends the wait.
+            before_restore: called on all ranks before servers are brought back, which may take long, and when
+                they cannot be; what it raises there, on all ranks alike, ends the wait.
 
         Raises:
             EngineError: on all ranks of the replica, what keeps the engine from answering.
@@ -101,7 +102,11 @@ class ServerSampling:
                 assert ticket.completions is not None
                 return ticket.completions
             before_restore()
-            self._publisher.restore()
+            try:
+                self._publisher.restore()
+            except EngineError:
+                before_restore()  # what ended the wait for servers may be a request to stop
+                raise
             if ticket.completions is None:
                 ticket.generation = self.start(ticket.requests, ticket.params).generation
 

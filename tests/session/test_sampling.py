@@ -4,8 +4,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.engine import EngineLost
 from megatron_srpo.rollout.types import Completion, Request, SamplingParams, VersionSpan
+from megatron_srpo.session.stop import StopRequested
 from tests.ranks import run_ranks
 
 PARAMS = SamplingParams(1.0, 1.0, 4)
@@ -67,3 +69,40 @@ def test_all_replicas_restore_together_until_every_one_has_its_answers() -> None
 
 def test_without_a_loss_nothing_is_restored() -> None:
     assert {restored for _, restored, _ in run_ranks(4, sample, [0, 0])} == {0}
+
+
+class Waiting:
+    """A publisher that waits for servers until the run is asked to stop."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def restore(self) -> None:
+        dist.barrier()
+        self.asked.append("SIGUSR1")
+        raise EngineError("stop requested while waiting for SGLang servers")
+
+
+def wait_in_vain(rank: int, world: int, heeded: bool) -> str:
+    from megatron_srpo.model.parallel import initialize_parallel
+    from megatron_srpo.session.sampling import ServerSampling
+
+    groups = initialize_parallel(2, 1)
+    engine = Beside(1) if groups.is_leader else None
+    asked: list[str] = []
+
+    def before_restore() -> None:
+        if heeded and asked:
+            raise StopRequested(asked[0])
+
+    sampling: Any = ServerSampling(engine, Waiting(asked), groups)  # type: ignore[arg-type]
+    try:
+        sampling.finish(sampling.start([Request("0/0", (1,), 0)], PARAMS), before_restore)
+    except (EngineError, StopRequested) as error:
+        return str(error)
+    return "answered"
+
+
+def test_a_request_to_stop_ends_the_wait_for_servers_in_good_order() -> None:
+    assert run_ranks(2, wait_in_vain, True) == ["stopped on request (SIGUSR1)"] * 2
+    assert run_ranks(2, wait_in_vain, False) == ["stop requested while waiting for SGLang servers"] * 2

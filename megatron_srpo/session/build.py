@@ -121,7 +121,7 @@ def _open_parts(
     with RewardPool(config.reward) as rewards, recorder, ExitStack() as stack:
         try:
             link = stack.enter_context(
-                link_engine(config, arch, groups, trainer, tokenizer, say, control.asked_here)
+                link_engine(config, arch, groups, trainer, tokenizer, say, control.pending)
             )
         except EngineError:
             control.heed()  # which may be why nobody waited for servers any longer

@@ -47,9 +47,9 @@ class Control:
             on_first_rank(lambda: _raise(lost))
         return _NOTICED[agreed]
 
-    def asked_here(self) -> bool:
-        """Say whether this rank was asked to stop; the others may not know yet. No collective."""
-        return self._signals.asked is not None or (dist.get_rank() == 0 and self._stop_file() > 0)
+    def pending(self) -> bool:
+        """Say whether this rank knows of a reason to stop; the others may not know yet. No collective."""
+        return self._signals.asked is not None or self._stop_file() > 0 or not self.fence.held()
 
     def heed(self) -> None:
         """Leave the step if the run shall stop. A collective over the job.

@@ -40,7 +40,7 @@ class Ticket:
 class Requests(Protocol):
     """What may end sampling before its time (:class:`~megatron_srpo.session.control.Control`)."""
 
-    def asked_here(self) -> bool:
+    def pending(self) -> bool:
         """Say whether this rank was asked to stop. No collective."""
         ...
 
@@ -109,7 +109,7 @@ class ServerSampling:
                 if ticket.completions is None:
                     generation = ticket.generation
                     if stop is not None and generation is not None:
-                        generation = _GivenUpOnRequest(generation, stop.asked_here)
+                        generation = _GivenUpOnRequest(generation, stop.pending)
                     count = len(ticket.requests)
                     ticket.completions = collect_started(generation, count, self._groups.replica)
             except EngineLost:

@@ -77,8 +77,8 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._monitor.join()
-        for slot in self.machines:
-            for process in self.family(slot):
+        for slot, machine in self.machines.items():
+            for process in self.family(slot) if machine.poll() is None else ():
                 process.kill()
 
 

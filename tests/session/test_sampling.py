@@ -90,7 +90,7 @@ class Asked:
     def __init__(self, here: bool) -> None:
         self.here = here
 
-    def asked_here(self) -> bool:
+    def pending(self) -> bool:
         return self.here
 
     def heed(self) -> None:
@@ -123,3 +123,50 @@ def test_a_run_that_shall_stop_waits_for_no_server(engine: str) -> None:
 
 def test_without_a_loss_nothing_is_restored() -> None:
     assert {restored for _, restored, _ in run_ranks(4, sample, [0, 0])} == {0}
+
+
+class Waiting:
+    """A publisher that waits for servers until the run is asked to stop."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def restore(self) -> None:
+        dist.barrier()
+        self.asked.append("SIGUSR1")
+        raise EngineError("stop requested while waiting for SGLang servers")
+
+
+class Later:
+    """Is asked to stop while the publisher waits."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+
+    def pending(self) -> bool:
+        return bool(self._asked)
+
+    def heed(self) -> None:
+        if self._asked:
+            raise StopRequested(self._asked[0])
+
+
+def wait_in_vain(rank: int, world: int, heeded: bool) -> str:
+    from megatron_srpo.model.parallel import initialize_parallel
+    from megatron_srpo.session.sampling import ServerSampling
+
+    groups = initialize_parallel(2, 1)
+    engine = Beside(1) if groups.is_leader else None
+    asked: list[str] = []
+    sampling: Any = ServerSampling(engine, Waiting(asked), groups)  # type: ignore[arg-type]
+    stop: Any = Later(asked if heeded else [])
+    try:
+        sampling.finish(sampling.start([Request("0/0", (1,), 0)], PARAMS), stop)
+    except (EngineError, StopRequested) as error:
+        return str(error)
+    return "answered"
+
+
+def test_a_request_to_stop_ends_the_wait_for_servers_in_good_order() -> None:
+    assert run_ranks(2, wait_in_vain, True) == ["stopped on request (SIGUSR1)"] * 2
+    assert run_ranks(2, wait_in_vain, False) == ["stop requested while waiting for SGLang servers"] * 2

@@ -1,5 +1,6 @@
 """SGLang's router before stand-in servers: who is in rotation, and what of a request reaches them."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -139,9 +140,10 @@ class TestFaults:
         router.stop()
 
     def test_a_server_that_does_not_exist_is_not_taken(self, tmp_path: Path) -> None:
-        router = make_router(tmp_path, start_timeout_s=8.0)
+        router = make_router(tmp_path)
         try:
             router.start([])
+            router._config = dataclasses.replace(router._config, start_timeout_s=8.0)
             with pytest.raises(EngineError, match=r"has not accepted http://127\.0\.0\.1:9 after 8 s"):
                 router.add(Endpoint("http://127.0.0.1:9", api_key=API_KEY))
         finally:

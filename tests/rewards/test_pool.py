@@ -155,12 +155,12 @@ def test_a_worker_killed_between_two_calls_is_replaced(pool: RewardPool) -> None
 
 def test_signals_to_every_process_of_a_job_cost_no_score(pool: RewardPool) -> None:
     """Slurm sends them to workers too; a worker that died while scoring would have scored a failure."""
-    pool.score([(acting(), "1.0")])
+    pool.score([(acting(), "1")] * 40)
     before = pids(pool)
     for pid in before:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(pid, number)
-    assert [score.value for score in pool.score([(acting(), "0.5")] * 40)] == [0.5] * 40
+    assert [score.value for score in pool.score([(acting(), "1")] * 40)] == [1.0] * 40
     assert pids(pool) == before
 
 

@@ -136,6 +136,72 @@ def test_a_request_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
     assert read_status(tmp_path)["state"] == "finished"
 
 
+# -------------------- asked to stop while nobody answers
+
+
+def stop_unpublished(rank: int, world: int, config: RunConfig) -> tuple[bool, int, int]:
+    """Ask for a stop while the second step's weights wait for servers that do not come."""
+    from megatron_srpo.errors import EngineError
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    with open_run(config, resume=False) as run:
+        publisher: Any = run.parts.publisher
+        publish = publisher.publish
+
+        def wait_in_vain(version: int) -> dict[str, float]:
+            if version < 2:
+                return publish(version)
+            (Path(config.output_dir) / "stop").touch()
+            raise EngineError("stop requested while waiting for SGLang servers")
+
+        publisher.publish = wait_in_vain
+        return train(run), run.step, run.saved_step
+
+
+def test_a_step_whose_weights_nobody_took_is_trained_again(tmp_path: Path, undisturbed: Path) -> None:
+    config = config_for(tmp_path, "training.steps=3", "parallel.tensor=1", "checkpoint.every=1")
+    assert run_ranks(1, stop_unpublished, config) == [(False, 1, 1)]
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("stopped", 1)
+    assert checkpoints(tmp_path) == ["step_00000001"]
+    assert run_ranks(1, go_on, config) == [1]
+    assert rows_of(tmp_path) == rows_of(undisturbed)
+
+
+def stop_before_servers(rank: int, world: int, config: RunConfig, asked: bool) -> int | str:
+    """Start a run whose servers do not come; return its exit status, or the error."""
+    from megatron_srpo.errors import EngineError
+    from megatron_srpo.launch.entry import train_rank
+    from megatron_srpo.session import build
+
+    def wait_in_vain(*_: Any) -> None:
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise EngineError("no server has registered")
+
+    link = build.link_engine
+    build.link_engine = wait_in_vain  # type: ignore[assignment]
+    try:
+        return train_rank(config, resume=False)
+    except EngineError as error:
+        return str(error)
+    finally:
+        build.link_engine = link
+
+
+@pytest.mark.parametrize(
+    ("asked", "ending", "state"), [(True, 75, "stopped"), (False, "no server has registered", "failed")]
+)
+def test_a_run_may_be_stopped_before_its_servers_are_there(
+    tmp_path: Path, asked: bool, ending: int | str, state: str
+) -> None:
+    config = config_for(tmp_path, "training.steps=3")
+    assert run_ranks(2, stop_before_servers, config, asked) == [ending] * 2
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"]) == (state, 0)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 # -------------------- taken over by another
 
 

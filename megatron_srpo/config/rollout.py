@@ -62,11 +62,6 @@ class RolloutConfig(Config):
                 "RolloutConfig.placement = 'colocated' needs rollout.engine=sglang and max_staleness=0: "
                 "servers that released their memory cannot sample while the trainer works"
             )
-        if self.placement == "colocated" and self.sglang.registry:
-            raise ConfigError(
-                "RolloutConfig.placement = 'colocated' with rollout.sglang.registry: registered servers are "
-                "on other machines; use placement=disaggregated"
-            )
         if not 0.0 < self.temperature < float("inf"):
             raise ConfigError(
                 f"RolloutConfig.temperature = {self.temperature}; give a finite number above 0 "

@@ -20,9 +20,10 @@ from megatron_srpo.rollout.collect import from_first_patiently
 from megatron_srpo.rollout.engine import RolloutEngine, WeightPublisher
 from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.publisher import LocalPublisher
-from megatron_srpo.rollout.sglang.endpoint import Endpoint, check_reach, on_this_host
+from megatron_srpo.rollout.sglang.endpoint import Endpoint, check_reach
 from megatron_srpo.rollout.sglang.engine import SamplerSettings, SGLangEngine
 from megatron_srpo.rollout.sglang.fleet import Fleet
+from megatron_srpo.rollout.sglang.owners import all_have_a_copy_near
 from megatron_srpo.rollout.sglang.publisher import SGLangPublisher
 from megatron_srpo.rollout.sglang.registered import RegisteredFleet
 from megatron_srpo.rollout.sglang.registry import Registry
@@ -128,7 +129,7 @@ def _link_sglang(
             engine,
             sync,
             groups,
-            servers=len(endpoints),
+            endpoints,
             hang_timeout_s=chosen.hang_timeout_s,
             attempts=config.rollout.sync.attempts,
             colocated=config.rollout.placement == "colocated",
@@ -196,10 +197,7 @@ def _transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[End
     sync, chosen = config.rollout.sync, config.rollout.sglang
     name = sync.transport
     if name == "auto":
-        # All ranks must take the same way, also where some of them are on the servers' machine.
-        # Registered servers may be elsewhere when they come back.
-        here = not chosen.registry and all(on_this_host(endpoint.url) for endpoint in endpoints)
-        name = "tensor" if all(everywhere(here)) else "collective"
+        name = _nearest_transport(config, groups, endpoints)
     if name == "disk":
         folder = sync.folder or str(Path(config.output_dir) / "engine" / "weights")
         return DiskTransport(groups, folder, config.model.path)
@@ -207,6 +205,17 @@ def _transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[End
         return CollectiveTransport(groups, chosen.tensor_parallel, sync.address, sync.timeout_s)
     whole = bool(chosen.quantization)
     return TensorTransport(groups, chosen.tensor_parallel, whole, chosen.expert_parallel)
+
+
+def _nearest_transport(config: RunConfig, groups: ProcessGroups, endpoints: Sequence[Endpoint]) -> str:
+    """Choose the way that reaches all servers; the same on all ranks."""
+    colocated = config.rollout.placement == "colocated"
+    near = all_have_a_copy_near(endpoints, groups)
+    # Registered servers on devices of their own may be elsewhere when they come back.
+    if near and (colocated or not config.rollout.sglang.registry):
+        return "tensor"
+    # A rank and a server on one device cannot be in one group of NCCL.
+    return "disk" if colocated else "collective"
 
 
 def _sync_settings(config: RunConfig) -> SyncSettings:

@@ -62,9 +62,9 @@ def on_this_host(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         theirs = {info[4][0] for info in socket.getaddrinfo(host, None)}
-        ours = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
         return False
+    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     return bool(theirs & (ours | {"127.0.0.1", "::1"}))
 
 

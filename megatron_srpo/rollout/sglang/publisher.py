@@ -12,10 +12,12 @@ from megatron_srpo import platform
 from megatron_srpo.errors import EngineError
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rollout.collect import from_first_patiently
+from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.engine import SGLangEngine
 from megatron_srpo.rollout.sglang.fleet import Fleet, Revival
 from megatron_srpo.rollout.sglang.guard import Guard
 from megatron_srpo.rollout.sglang.lookout import Lookout
+from megatron_srpo.rollout.sglang.owners import server_owners
 from megatron_srpo.rollout.sglang.registered import RegisteredFleet
 from megatron_srpo.rollout.sglang.registry import Registry
 from megatron_srpo.rollout.sglang.server import SGLangServer
@@ -33,14 +35,14 @@ _WEIGHTS, _CACHE = "weights", "kv_cache"
 class SGLangPublisher:
     """A :class:`~megatron_srpo.rollout.engine.WeightPublisher` for servers. Collective over the job.
 
-    Copy ``c`` of ``C`` of the model (a replica, or several with experts spread over them) looks after the
-    servers whose place among those that there are is ``c`` modulo ``C``.
+    Each copy of the model (a replica, or several with experts spread over them) looks after some of the
+    servers: see :mod:`.owners`.
 
     Args:
         fleet: on global rank 0, which starts and restarts servers, or knows who has registered; None
             elsewhere.
         engine: on the leader of each replica; None elsewhere.
-        servers: how many there are, known on all ranks.
+        endpoints: the servers, known on all ranks.
         hang_timeout_s: silence after which a server counts as frozen.
         attempts: of one publication.
         colocated: release the servers' memory while the trainer works.
@@ -53,17 +55,18 @@ class SGLangPublisher:
         engine: SGLangEngine | None,
         sync: WeightSync,
         groups: ProcessGroups,
-        servers: int,
+        endpoints: Sequence[Endpoint],
         hang_timeout_s: float = 300.0,
         attempts: int = 3,
         colocated: bool = False,
         registry: Registry | None = None,
     ) -> None:
         self._fleet, self._engine, self._sync, self._groups = fleet, engine, sync, groups
-        self._servers = servers
+        self._owners = server_owners(endpoints, groups)
         self._attempts, self._colocated = attempts, colocated
         self._version = 0
-        self._resting = False
+        self._at_rest = False
+        self._resting: set[str] = set()  # those of this rank
         self._hang_timeout_s, self._registry = hang_timeout_s, registry
         self._lookout: Lookout | None = None
         self._guard: Guard | None = None
@@ -87,13 +90,14 @@ class SGLangPublisher:
     @property
     def _serving(self) -> bool:
         """Whether this rank's copy looks after any server."""
-        return self._groups.sends and self._groups.copy_index < self._servers
+        return self._groups.sends and self._groups.copy_index in self._owners
 
     @property
     def _mine(self) -> Sequence[SGLangServer]:
         if self._engine is None or self._groups.copy.rank() > 0:
             return ()
-        return self._engine.servers[self._groups.copy_index :: self._groups.copies]
+        pairs = zip(self._engine.servers, self._owners, strict=True)
+        return [server for server, owner in pairs if owner == self._groups.copy_index]
 
     def publish(self, version: int) -> dict[str, float]:
         """Push the weights; lost servers are restarted or given up first, and after a failure; newcomers are
@@ -109,7 +113,8 @@ class SGLangPublisher:
         revival = self._revive(silent)
         report = self._push(version, verify=revival.changed)
         self._wake([_CACHE])
-        self._resting = False
+        self._at_rest = False
+        self._resting.clear()
         self._settle()
         self._version = version
         if self._engine is not None:
@@ -118,9 +123,12 @@ class SGLangPublisher:
 
     def rest(self) -> None:
         """Release the servers' memory, where they share the trainer's devices."""
-        if self._colocated and not self._resting:
-            self._on_all("releasing memory", lambda server: server.release_memory([_CACHE, _WEIGHTS]))
-            self._resting = True
+        if self._colocated and not self._at_rest:
+            self._on_all(
+                "releasing memory", self._mine, lambda server: server.release_memory([_CACHE, _WEIGHTS])
+            )
+            self._resting = {server.name for server in self._mine}
+            self._at_rest = True
 
     def close(self) -> None:
         """End requests, servers and router."""
@@ -180,7 +188,7 @@ class SGLangPublisher:
             raise EngineError(revival)
         if revival.changed:
             self._sync.reset()
-            self._servers = len(revival.endpoints)
+            self._owners = server_owners(revival.endpoints, self._groups)
             if self._engine is not None:
                 self._engine.set_servers(revival.endpoints)
                 self._look_out(self._engine)
@@ -192,16 +200,20 @@ class SGLangPublisher:
             self._fleet.settle()
 
     def _wake(self, tags: list[str]) -> None:
-        if self._resting:
+        if self._at_rest:
             # A server's device may be another rank's.
             platform.give_back_memory()
             dist.barrier()
-            self._on_all("taking memory again", lambda server: server.resume_memory(tags))
+            # Those that came meanwhile have theirs.
+            sleepers = [server for server in self._mine if server.name in self._resting]
+            self._on_all("taking memory again", sleepers, lambda server: server.resume_memory(tags))
 
-    def _on_all(self, step: str, call: Callable[[SGLangServer], "Future[None]"]) -> None:
-        """Ask something of every server; all ranks fail when one does, so that none goes on alone."""
+    def _on_all(
+        self, step: str, servers: Sequence[SGLangServer], call: Callable[[SGLangServer], "Future[None]"]
+    ) -> None:
+        """Ask something of servers; all ranks fail when one does, so that none goes on alone."""
         together(
-            lambda: wait_all({server.name: call(server) for server in self._mine}, self._sync.timeout_s, step)
+            lambda: wait_all({server.name: call(server) for server in servers}, self._sync.timeout_s, step)
         )
 
     def _tell(self, text: str) -> None:

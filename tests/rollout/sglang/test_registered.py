@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from megatron_srpo.config.rollout import RolloutConfig
 from megatron_srpo.config.sglang import SGLangConfig
 from megatron_srpo.errors import ConfigError, EngineError
 from megatron_srpo.rollout.sglang import registered
@@ -305,10 +304,6 @@ class TestConfig:
             SGLangConfig(registry="servers", urls=("http://a:1",))
         with pytest.raises(ConfigError, match="api_key_file = 'key' is for external servers"):
             SGLangConfig(registry="servers", api_key_file="key")
-
-    def test_registered_servers_do_not_share_the_trainers_devices(self) -> None:
-        with pytest.raises(ConfigError, match=r"placement = 'colocated' with rollout\.sglang\.registry"):
-            RolloutConfig(engine="sglang", placement="colocated", sglang=SGLangConfig(registry="servers"))
 
 
 def test_incarnations_differ() -> None:

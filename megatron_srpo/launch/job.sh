@@ -163,7 +163,9 @@ srpo_end() {
     state=$(srpo_status state)
     ((status)) && lost=$(srpo_lost)
     srpo_say "the ranks ended with status $status, the run is ${state:-not begun}"
-    if [[ $state == stopped ]]; then
+    if [[ $state == stopped && $(srpo_status reason) == *"file 'stop'"* ]]; then
+        srpo_say "it was stopped by somebody's file; launch it again to go on"
+    elif [[ $state == stopped ]]; then
         srpo_requeue "it was stopped and has saved"
     elif ((status)) && [[ -n $lost ]]; then
         srpo_requeue "lost$lost"

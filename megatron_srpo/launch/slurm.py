@@ -61,13 +61,21 @@ def submit(job: Job, commit: str | None, dependency: str, shell: Shell) -> Submi
     with quietly(said), _experiment(job, commit, dependency) as experiment:
         try:
             experiment.run(detach=True, tail_logs=False)
-        except Exception as error:  # boundary: nemo-run lets errors of its tunnels through as they are
+        except _tunnel_errors() as error:
             raise LaunchError(f"Slurm does not take the job: {_last_words(str(error))}") from error
         handle = str(experiment.jobs[0].handle or "")
     numbers = [part for part in handle.split("/") if part.isdigit()]
     if not numbers:
         raise LaunchError(f"Slurm does not take the job: {_last_words(said.getvalue())}")
     return Submission(numbers[0], experiment._id)
+
+
+def _tunnel_errors() -> tuple[type[Exception], ...]:
+    """Return what nemo-run's tunnels raise when a command or a connection fails; they come with it."""
+    from invoke.exceptions import Failure
+    from paramiko import SSHException
+
+    return (Failure, SSHException, OSError)
 
 
 @contextlib.contextmanager

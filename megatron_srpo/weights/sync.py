@@ -193,7 +193,7 @@ class WeightSync:
             EngineError: some rank of the job failed; names rank, server and step, the same on all ranks. The
                 servers stay paused, and hold a mixture.
         """
-        report = SyncReport(version, self._bytes())
+        report = SyncReport(version, self._bytes() if serving else 0)
         try:
             together(lambda: self._update(servers, version, report, verify) if serving else None)
             with report.phase("resume"):

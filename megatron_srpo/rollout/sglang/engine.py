@@ -186,16 +186,22 @@ class SGLangEngine:
         future = self._loop.submit(self._run(requests, sampling, known, finished.put))
         return Generation(future, finished, len(requests), on_progress)
 
-    def exclude(self, url: str) -> None:
+    def exclude(self, url: str, gone: bool = False) -> None:
         """Take a server out of rotation; its requests in flight move to the others.
 
         Behind a router nobody knows whose they are, so all that are in flight are sent again.
+
+        Args:
+            gone: it does not come back as it was; fail the other calls that wait for it, too.
 
         Raises:
             EngineError: the engine has no such server.
         """
         self._check_url(url)
         with self._lock:
+            for server in self._servers:
+                if gone and server.name == url:
+                    server.give_up()
             news = url not in self._excluded
             self._excluded.add(url)
             none_left = self._excluded.issuperset(worker.url for worker in self._workers)
@@ -214,6 +220,9 @@ class SGLangEngine:
         self._check_url(url)
         with self._lock:
             self._excluded.discard(url)
+            for server in self._servers:
+                if server.name == url:
+                    server.take_back()
             fronts = () if self._direct else self._generation
         for back in (url, *(front.url for front in fronts)):
             self._loop.call(self._rotation.include, back)
@@ -236,6 +245,8 @@ class SGLangEngine:
                 known.get(endpoint) or SGLangServer(endpoint, self._loop) for endpoint in endpoints
             )
             self._excluded.clear()
+            for server in self._servers:
+                server.take_back()
             if self._direct:
                 self._generation = self._workers
             generation = self._generation

@@ -29,7 +29,7 @@ class Guard:
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self._engine, self._conditions, self._on_lost = engine, conditions, on_lost
-        self._out: set[str] = set()
+        self._out: dict[str, Condition] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sglang guard", daemon=True)
         self._thread.start()
@@ -42,15 +42,18 @@ class Guard:
         """Compare what is known with what was done. Called by the thread; by tests directly."""
         known = {server.name for server in self._engine.servers}
         for url, condition in self._conditions().items():
-            lost = condition is not Condition.HEALTHY
+            lost, news = condition is not Condition.HEALTHY, self._out.get(url) is not condition
             # Meanwhile the engine may have given the server up, and then refuses.
             with contextlib.suppress(EngineError):
-                if url in known and lost and url not in self._out:
+                if url in known and lost and news:
                     self._tell(url)
-                    self._engine.exclude(url)
+                    self._engine.exclude(url, gone=condition is Condition.DEAD)
                 elif url in known and not lost and url in self._out:
                     self._engine.include(url)
-            (self._out.add if lost else self._out.discard)(url)
+            if lost:
+                self._out[url] = condition
+            else:
+                self._out.pop(url, None)
 
     def _tell(self, url: str) -> None:
         if self._on_lost is not None:

@@ -6,8 +6,8 @@ update that seems lost may have been applied.
 
 import asyncio
 import concurrent.futures
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
@@ -15,6 +15,8 @@ from megatron_srpo.rollout.sglang.http import EventLoopThread, RequestRefused, R
 from megatron_srpo.rollout.sglang.replies import parse_version
 
 PauseMode = Literal["abort", "retract", "in_place"]
+
+_T = TypeVar("_T")
 
 _READING_TIMEOUT_S = 30.0
 _READING = Retries(attempts=3)
@@ -34,11 +36,21 @@ class SGLangServer:
         """Take the loop that the calls run on, and the longest wait for one of them."""
         self.endpoint = endpoint
         self._loop, self._timeout_s = loop, timeout_s
+        self._gone = asyncio.Event()
 
     @property
     def name(self) -> str:
         """Its url."""
         return self.endpoint.url
+
+    def give_up(self) -> None:
+        """Fail what is waited for, and later calls until :meth:`take_back`: a machine without power never
+        answers."""
+        self._loop.call(self._gone.set)
+
+    def take_back(self) -> None:
+        """Call it again."""
+        self._loop.call(self._gone.clear)
 
     def pause(self, mode: PauseMode) -> concurrent.futures.Future[None]:
         """Stop sampling; requests that come now wait until :meth:`resume`.
@@ -60,15 +72,15 @@ class SGLangServer:
         The scheduler refuses while it counts requests as running, which it does for a moment after their
         answers have arrived; so this asks until it agrees.
         """
-        return self._loop.submit(self._flush(timeout_s))
+        return self._submit(self._flush(timeout_s))
 
     def begin_update(self) -> concurrent.futures.Future[None]:
         """Open a weight update. Servers before 0.5.16 have no such call (404) and need none."""
-        return self._loop.submit(self._session("begin update", "/begin_weight_update"))
+        return self._submit(self._session("begin update", "/begin_weight_update"))
 
     def end_update(self) -> concurrent.futures.Future[None]:
         """Close a weight update: quantized weights become usable. A 404 is as in :meth:`begin_update`."""
-        return self._loop.submit(self._session("end update", "/end_weight_update"))
+        return self._submit(self._session("end update", "/end_weight_update"))
 
     def load_from_disk(self, folder: str, version: int) -> concurrent.futures.Future[None]:
         """Load a Hugging Face folder that the server can read."""
@@ -144,7 +156,7 @@ class SGLangServer:
 
     def checksums(self) -> concurrent.futures.Future[list[dict[str, str]]]:
         """Return, per tensor-parallel rank in order, the checksum of every tensor that it holds, by name."""
-        return self._loop.submit(self._checksums())
+        return self._submit(self._checksums())
 
     def set_version(self, version: int) -> concurrent.futures.Future[None]:
         """Name the version of the weights that the server holds now. Running requests go on."""
@@ -153,7 +165,7 @@ class SGLangServer:
 
     def weight_version(self) -> concurrent.futures.Future[int]:
         """Return the version of the weights that the server holds; 0 for those it loaded when it started."""
-        return self._loop.submit(self._weight_version())
+        return self._submit(self._weight_version())
 
     def release_memory(self, tags: Sequence[str] | None = None) -> concurrent.futures.Future[None]:
         """Free device memory: of "weights", "kv_cache", ..., or all. Nothing may be running."""
@@ -165,16 +177,34 @@ class SGLangServer:
 
     def info(self) -> concurrent.futures.Future[dict[str, Any]]:
         """Return the server's arguments and state, as it tells them."""
-        return self._loop.submit(self._read("info", "/server_info"))
+        return self._submit(self._read("info", "/server_info"))
 
     def loads(self) -> concurrent.futures.Future[dict[str, Any]]:
         """Return the load per data-parallel rank, under "loads": requests running and waiting, ..."""
-        return self._loop.submit(self._read("loads", "/v1/loads?include=core"))
+        return self._submit(self._read("loads", "/v1/loads?include=core"))
 
     def _do(
         self, step: str, path: str, body: Mapping[str, Any], empty: bool = False
     ) -> concurrent.futures.Future[None]:
-        return self._loop.submit(self._act(step, path, body, empty))
+        return self._submit(self._act(step, path, body, empty))
+
+    def _submit(self, call: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        try:
+            return self._loop.submit(self._unless_gone(call))
+        except EngineError:
+            call.close()
+            raise
+
+    async def _unless_gone(self, call: Coroutine[Any, Any, _T]) -> _T:
+        answer, gone = asyncio.ensure_future(call), asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise EngineError(f"SGLang server {self.endpoint.url} is lost")
+        finally:
+            answer.cancel()
+            gone.cancel()
 
     async def _act(self, step: str, path: str, body: Mapping[str, Any], empty: bool = False) -> None:
         """POST once. ``empty``: the reply need not be an object; these answer ``null`` or nothing."""

@@ -1,7 +1,7 @@
 """What a transport does, and what it may ask of an engine's server."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,15 +80,17 @@ class Sending:
 
 
 def wait_all(answers: dict[str, "Future[Any]"], timeout_s: float, step: str) -> dict[str, Any]:
-    """Return the servers' answers.
+    """Return the servers' answers. The first failure ends the wait for the others.
 
     Raises:
         EngineError: names the server and the step.
     """
     results = {}
-    for name, answer in answers.items():
+    done, _ = wait(answers.values(), timeout_s, FIRST_EXCEPTION)
+    # Those that have answered first: an error among them says more than that others have not.
+    for name, answer in sorted(answers.items(), key=lambda item: item[1] not in done):
         try:
-            results[name] = answer.result(timeout_s)
+            results[name] = answer.result(0)
         except FutureTimeout as error:
             raise EngineError(
                 f"server {name} did not answer within {timeout_s:.0f} s: {step}; it may hang (see its log). "

@@ -196,6 +196,18 @@ class TestRules:
             assert_right(generation.result(), make_requests())
             assert here and len(second.bodies) == 12, "nothing was sent there twice"
 
+    def test_other_calls_of_a_server_that_is_gone_fail_until_it_is_back(self) -> None:
+        with servers_and_engine(FaultServer(), FaultServer()) as engine:
+            gone, stays = engine.servers
+            engine.exclude(gone.name, gone=True)
+            for back in (engine.include, lambda url: engine.set_servers([gone.endpoint, stays.endpoint])):
+                with pytest.raises(EngineError, match="is lost"):
+                    gone.info().result(30)
+                stays.info().result(30)
+                back(gone.name)
+                gone.info().result(30)
+                engine.exclude(gone.name, gone=True)
+
     def test_behind_a_router_all_is_sent_again_when_a_server_is_lost(self) -> None:
         """The router keeps waiting for a machine without power."""
         router, workers = FaultServer(token_s=60.0), [FaultServer(), FaultServer()]

@@ -19,8 +19,8 @@ class Noting(SGLangEngine):
         super().__init__([Endpoint(A), Endpoint(B)], vocab_size=10, stop_tokens=())
         self.asked: list[str] = []
 
-    def exclude(self, url: str) -> None:
-        self.asked.append(f"out {url[-1]}")
+    def exclude(self, url: str, gone: bool = False) -> None:
+        self.asked.append(f"out {url[-1]}{', gone' if gone else ''}")
 
     def include(self, url: str) -> None:
         self.asked.append(f"in {url[-1]}")
@@ -45,11 +45,11 @@ def test_only_changes_count() -> None:
         {A: DEAD, B: HEALTHY},
         {A: HEALTHY, B: HEALTHY},
     ]
-    assert asked(*states) == ["out 1", "in 1"]
+    assert asked(*states) == ["out 1", "out 1, gone", "in 1"]
 
 
 def test_both_may_be_lost() -> None:
-    assert asked({A: DEAD, B: FROZEN}) == ["out 1", "out 2"]
+    assert asked({A: DEAD, B: FROZEN}) == ["out 1, gone", "out 2"]
 
 
 def test_a_server_that_the_engine_no_longer_has_is_left_alone() -> None:
@@ -69,7 +69,7 @@ def test_a_router_is_told_first_and_its_refusal_is_no_hindrance() -> None:
     guard.check()
     guard.check()
     engine.close()
-    assert told == [(A, [])] and engine.asked == ["out 1"]
+    assert told == [(A, [])] and engine.asked == ["out 1, gone"]
 
 
 def test_a_server_that_was_given_up_meanwhile_does_not_end_it() -> None:
@@ -79,7 +79,7 @@ def test_a_server_that_was_given_up_meanwhile_does_not_end_it() -> None:
     def given_up() -> dict[str, Condition]:
         return known.pop(0)
 
-    def refuse(url: str) -> None:
+    def refuse(url: str, gone: bool = False) -> None:
         raise EngineError(f"the engine has no server {url!r}")
 
     guard = Guard(engine, given_up)
@@ -89,7 +89,7 @@ def test_a_server_that_was_given_up_meanwhile_does_not_end_it() -> None:
     engine.exclude = exclude  # type: ignore[method-assign]
     guard.check()
     engine.close()
-    assert engine.asked == ["out 2"]
+    assert engine.asked == ["out 2, gone"]
 
 
 def test_it_works_by_itself_until_it_is_stopped() -> None:
@@ -100,7 +100,7 @@ def test_it_works_by_itself_until_it_is_stopped() -> None:
         time.sleep(0.05)
     guard.stop()
     engine.close()
-    assert engine.asked == ["out 1"]
+    assert engine.asked == ["out 1, gone"]
 
 
 def test_loopback_and_this_machines_name_are_this_host() -> None:

@@ -156,7 +156,7 @@ def attempt(
         engine,  # type: ignore[arg-type]
         sync,
         groups,
-        1,
+        [Endpoint("http://127.0.0.1:9")],
         attempts=2,
         colocated=True,
     )
@@ -212,13 +212,17 @@ def test_a_server_that_refuses_stops_all_ranks(step: str) -> None:
     )
 
 
+#: On machines of no rank.
+A, B = Endpoint("http://a.invalid:1"), Endpoint("http://b.invalid:1")
+
+
 class Comers(Servers):
     """Stands for a registered fleet: of its two servers, those named in ``losses`` are given up, one each
     time that it is asked; and who comes back at the end."""
 
     def __init__(self, notes: list[str], losses: list[set[str]]) -> None:
         super().__init__((), notes)
-        self.endpoints = (Endpoint("http://a:1"), Endpoint("http://b:1"))
+        self.endpoints = (A, B)
         self.losses = losses
 
     def revive(self, silent: set[str], admit: bool) -> Revival:
@@ -240,11 +244,11 @@ def publish_on_two_copies(
     groups = initialize_parallel(1, 1)
     notes: list[str] = []
     serving: list[bool] = []
-    engine: Any = Engine([Server("http://a:1", notes, ()), Server("http://b:1", notes, ())])
+    engine: Any = Engine([Server(A.url, notes, ()), Server(B.url, notes, ())])
     sync: Any = Noting(failures, notes, serving)
     fleet: Any = Comers(notes, losses) if rank == 0 else None
     publisher = SGLangPublisher(
-        fleet, engine, sync, groups, 2, attempts=2, registry=Registry(tempfile.mkdtemp())
+        fleet, engine, sync, groups, [A, B], attempts=2, registry=Registry(tempfile.mkdtemp())
     )
     try:
         publisher.publish(3)
@@ -273,9 +277,7 @@ def pushes(notes: list[str]) -> list[str]:
 
 def test_registered_servers_are_dealt_out_anew_when_one_is_lost() -> None:
     """It dies in the first push; the copy that looked after it has nothing to do in the second."""
-    (text, notes, serving), (other, others, idle) = run_ranks(
-        2, publish_on_two_copies, 1, [set(), {"http://b:1"}]
-    )
+    (text, notes, serving), (other, others, idle) = run_ranks(2, publish_on_two_copies, 1, [set(), {B.url}])
     assert text == other == "published"
     assert [note for note in notes if note.startswith("revive")] == ["revive and admit: 2", "revive: 1"]
     assert pushes(notes) == ["push 3 to 1", "push 3 to 1 verified"] and serving == [True, True]
@@ -285,14 +287,14 @@ def test_registered_servers_are_dealt_out_anew_when_one_is_lost() -> None:
 
 def test_the_other_copy_takes_over() -> None:
     """Servers are counted among those that are left."""
-    (text, notes, serving), (_, others, idle) = run_ranks(2, publish_on_two_copies, 0, [{"http://a:1"}])
+    (text, notes, serving), (_, others, idle) = run_ranks(2, publish_on_two_copies, 0, [{A.url}])
     assert text == "published"
     assert pushes(notes) == ["push 3 to 1 verified"] and serving == [True]
     assert pushes(others) == ["push 3 to 0 verified"] and idle == [False]
 
 
 def test_failures_that_go_with_lost_servers_are_no_attempts() -> None:
-    losses = [set(), {"http://a:1"}, set(), set()]
+    losses = [set(), {A.url}, set(), set()]
     (text, notes, _), (other, _, _) = run_ranks(2, publish_on_two_copies, 2, losses)
     assert text == other == "published", "two attempts: one failure is forgiven"
     assert len(pushes(notes)) == 3

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -398,3 +399,17 @@ def test_what_a_server_says_of_itself(control: Control) -> None:
     assert control.server.info().result()["tp_size"] == 1
     assert len(control.server.checksums().result()) == 1
     control.becomes_idle()
+
+
+def test_a_machine_that_is_given_up_is_not_waited_for(loop: EventLoopThread) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        server = SGLangServer(Endpoint(f"http://127.0.0.1:{mute.getsockname()[1]}"), loop)
+        hanging = server.set_version(3)
+        connection, _ = mute.accept()
+        with connection:
+            assert connection.recv(4) == b"POST"
+            server.give_up()
+            with pytest.raises(EngineError, match=rf"SGLang server {server.name} is lost"):
+                hanging.result(30)
+            with pytest.raises(EngineError, match="is lost"):
+                server.info().result(30)

@@ -1,5 +1,6 @@
 """Waiting for servers, and the bare links."""
 
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def test_a_failed_answer_is_found_whichever_it_is() -> None:
     answers = {name: answered() for name in "abc"} | {"d": answered(error=EngineError("no"))}
     with pytest.raises(EngineError, match="no"):
         Sending("x", answers).wait(1.0)
+
+
+def test_a_failure_ends_the_wait_for_those_who_never_answer() -> None:
+    """Members of a broadcast hang when one of them is lost."""
+    answers: dict[str, Future[Any]] = {"hangs": Future(), "lost": Future()}
+    failing = threading.Timer(0.1, answers["lost"].set_exception, [EngineError("it is lost")])
+    failing.start()
+    with pytest.raises(EngineError, match="x: it is lost"):
+        wait_all(answers, 600.0, "x")
+    failing.join()
 
 
 def test_servers_on_loopback_reach_the_trainer_there() -> None:

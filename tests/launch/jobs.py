@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 
 
-def example_job(launch: list[str], run: list[str] | None = None, here: Path = Path("/home/me/work")) -> Job:
+def example_job(launch: list[str], run: list[str] | None = None, here: Path = Path("/lustre/me/work")) -> Job:
     """Return the quickstart, launched with these keys.
 
     Args:

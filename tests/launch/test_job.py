@@ -10,9 +10,9 @@ from tests.launch.jobs import example_job
 
 def test_paths_are_absolute_and_count_from_the_folder_of_the_launch() -> None:
     job = example_job(["nodes=1"])
-    assert job.run.output_dir == "/home/me/work/runs/quickstart"
+    assert job.run.output_dir == "/lustre/me/work/runs/quickstart"
     assert job.name == "quickstart"
-    assert str(job.folder) == "/home/me/work/runs/quickstart/launch"
+    assert str(job.folder) == "/lustre/me/work/runs/quickstart/launch"
 
 
 def test_a_workdir_is_where_paths_count_from() -> None:
@@ -34,7 +34,7 @@ def test_rollout_nodes_come_after_those_that_train() -> None:
     job = example_job(["nodes=2", "rollout_nodes=3", "servers_per_node=4"])
     assert (job.nodes, job.first_server_node, job.server_nodes) == (5, 2, 3)
     assert job.run.rollout.sglang.servers == 12
-    assert job.run.rollout.sglang.registry == "/home/me/work/runs/quickstart/launch/servers"
+    assert job.run.rollout.sglang.registry == "/lustre/me/work/runs/quickstart/launch/servers"
 
 
 def test_several_nodes_hold_servers_and_ranks() -> None:

@@ -14,7 +14,7 @@
 #SBATCH --nodes=3
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/home/me/work/runs/night/launch/logs/sbatch_ranks_%j.out
+#SBATCH --output=/lustre/me/work/runs/night/launch/logs/sbatch_ranks_%j.out
 #SBATCH --signal=USR1@300
 #SBATCH --time=04:00:00
 
@@ -35,9 +35,9 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 # What is this job's own.
 set +evx
-SRPO_RUN=/home/me/work/runs/night
-SRPO_LAUNCH=/home/me/work/runs/night/launch
-SRPO_SERVERS=/home/me/work/runs/night/launch/servers
+SRPO_RUN=/lustre/me/work/runs/night
+SRPO_LAUNCH=/lustre/me/work/runs/night/launch
+SRPO_SERVERS=/lustre/me/work/runs/night/launch/servers
 SRPO_ALL_NODES=3
 SRPO_TRAIN_NODES=2
 SRPO_FIRST_SERVER=2
@@ -49,7 +49,7 @@ SRPO_STOP_BEFORE=300
 SRPO_MAX_REQUEUES=100
 SRPO_RETRIES=0
 SRPO_REPLACE=1
-SRPO_CONTAINER=(--container-image=/images/srpo.sqsh --container-mounts=/lustre/models:/lustre/models:ro,/home/me/work:/home/me/work,<experiment>/ranks:/nemo_run --container-writable --no-container-mount-home)
+SRPO_CONTAINER=(--container-image=/images/srpo.sqsh --container-mounts=/lustre/models:/lustre/models:ro,/lustre/me/work:/lustre/me/work,<experiment>/ranks:/nemo_run --container-writable --no-container-mount-home)
 SRPO_REPLACEMENT=(--time=04:00:00 --gpus-per-node=8 --mem=0 --exclusive --nodes=1 --ntasks=1 --job-name=night-servers --requeue --open-mode=append)
 mkdir -p "$SRPO_LAUNCH/logs"
 cat >"$SRPO_LAUNCH/run.yaml" <<'SRPO_END_OF_FILE'
@@ -57,20 +57,20 @@ cat >"$SRPO_LAUNCH/run.yaml" <<'SRPO_END_OF_FILE'
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/role.sh" <<'SRPO_END_OF_FILE'
 # The environment of every role.
-cd /home/me/work || exit 1
+cd /lustre/me/work || exit 1
 # One thread per process, and the order of communication and products that Megatron-Core needs.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/server.sh" <<'SRPO_END_OF_FILE'
-. /home/me/work/runs/night/launch/role.sh
+. /lustre/me/work/runs/night/launch/role.sh
 # They serve until the ranks have saved and the job ends them.
 trap '' TERM USR1
-exec python -m megatron_srpo.cli serve --config /home/me/work/runs/night/launch/run.yaml --register /home/me/work/runs/night/launch/servers --slots 1 --slot "$1"
+exec python -m megatron_srpo.cli serve --config /lustre/me/work/runs/night/launch/run.yaml --register /lustre/me/work/runs/night/launch/servers --slots 1 --slot "$1"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/replacement.sh" <<'SRPO_END_OF_FILE'
 #!/bin/bash
-exec srun --ntasks=1 --container-image=/images/srpo.sqsh --container-mounts=/lustre/models:/lustre/models:ro,/home/me/work:/home/me/work,<experiment>/ranks:/nemo_run --container-writable --no-container-mount-home bash /home/me/work/runs/night/launch/server.sh "$1"
+exec srun --ntasks=1 --container-image=/images/srpo.sqsh --container-mounts=/lustre/models:/lustre/models:ro,/lustre/me/work:/lustre/me/work,<experiment>/ranks:/nemo_run --container-writable --no-container-mount-home bash /lustre/me/work/runs/night/launch/server.sh "$1"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/guard.sh" <<'SRPO_END_OF_FILE'
 <guard.sh>
@@ -82,7 +82,7 @@ SRPO_END_OF_FILE
 
 # Command 1
 
-srun --output /home/me/work/runs/night/launch/logs/log-ranks_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /images/srpo.sqsh --container-mounts /lustre/models:/lustre/models:ro,/home/me/work:/home/me/work,<experiment>/ranks:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --overlap --relative=0 --nodes=2 --ntasks=2 --container-writable --no-container-mount-home bash /nemo_run/scripts/ranks.sh
+srun --output /lustre/me/work/runs/night/launch/logs/log-ranks_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /images/srpo.sqsh --container-mounts /lustre/models:/lustre/models:ro,/lustre/me/work:/lustre/me/work,<experiment>/ranks:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --overlap --relative=0 --nodes=2 --ntasks=2 --container-writable --no-container-mount-home bash /nemo_run/scripts/ranks.sh
 
 exitcode=$?
 

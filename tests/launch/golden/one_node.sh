@@ -13,7 +13,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/home/me/work/runs/night/launch/logs/sbatch_ranks_%j.out
+#SBATCH --output=/lustre/me/work/runs/night/launch/logs/sbatch_ranks_%j.out
 #SBATCH --signal=USR1@300
 #SBATCH --time=04:00:00
 
@@ -34,9 +34,9 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 # What is this job's own.
 set +evx
-SRPO_RUN=/home/me/work/runs/night
-SRPO_LAUNCH=/home/me/work/runs/night/launch
-SRPO_SERVERS=/home/me/work/runs/night/launch/servers
+SRPO_RUN=/lustre/me/work/runs/night
+SRPO_LAUNCH=/lustre/me/work/runs/night/launch
+SRPO_SERVERS=/lustre/me/work/runs/night/launch/servers
 SRPO_ALL_NODES=1
 SRPO_TRAIN_NODES=1
 SRPO_FIRST_SERVER=0
@@ -56,20 +56,20 @@ cat >"$SRPO_LAUNCH/run.yaml" <<'SRPO_END_OF_FILE'
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/role.sh" <<'SRPO_END_OF_FILE'
 # The environment of every role.
-cd /home/me/work || exit 1
+cd /lustre/me/work || exit 1
 # One thread per process, and the order of communication and products that Megatron-Core needs.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/server.sh" <<'SRPO_END_OF_FILE'
-. /home/me/work/runs/night/launch/role.sh
+. /lustre/me/work/runs/night/launch/role.sh
 # They serve until the ranks have saved and the job ends them.
 trap '' TERM USR1
-exec python -m megatron_srpo.cli serve --config /home/me/work/runs/night/launch/run.yaml --register /home/me/work/runs/night/launch/servers --slots 1 --slot "$1"
+exec python -m megatron_srpo.cli serve --config /lustre/me/work/runs/night/launch/run.yaml --register /lustre/me/work/runs/night/launch/servers --slots 1 --slot "$1"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/replacement.sh" <<'SRPO_END_OF_FILE'
 #!/bin/bash
-exec srun --ntasks=1  bash /home/me/work/runs/night/launch/server.sh "$1"
+exec srun --ntasks=1  bash /lustre/me/work/runs/night/launch/server.sh "$1"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/guard.sh" <<'SRPO_END_OF_FILE'
 <guard.sh>
@@ -81,7 +81,7 @@ SRPO_END_OF_FILE
 
 # Command 1
 
-srun --output /home/me/work/runs/night/launch/logs/log-ranks_%j_${SLURM_RESTART_COUNT:-0}.out --chdir <experiment>/ranks/code --wait=60 --kill-on-bad-exit=1 --overlap --relative=0 --nodes=1 --ntasks=1 bash <experiment>/ranks/scripts/ranks.sh
+srun --output /lustre/me/work/runs/night/launch/logs/log-ranks_%j_${SLURM_RESTART_COUNT:-0}.out --chdir <experiment>/ranks/code --wait=60 --kill-on-bad-exit=1 --overlap --relative=0 --nodes=1 --ntasks=1 bash <experiment>/ranks/scripts/ranks.sh
 
 exitcode=$?
 

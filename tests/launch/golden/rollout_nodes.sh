@@ -17,7 +17,7 @@
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/home/me/work/runs/night/launch/logs/sbatch_ranks_%j.out
+#SBATCH --output=/lustre/me/work/runs/night/launch/logs/sbatch_ranks_%j.out
 #SBATCH --partition=gpu
 #SBATCH --signal=USR1@600
 #SBATCH --time=1-00:00:00
@@ -39,9 +39,9 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 # What is this job's own.
 set +evx
-SRPO_RUN=/home/me/work/runs/night
-SRPO_LAUNCH=/home/me/work/runs/night/launch
-SRPO_SERVERS=/home/me/work/runs/night/launch/servers
+SRPO_RUN=/lustre/me/work/runs/night
+SRPO_LAUNCH=/lustre/me/work/runs/night/launch
+SRPO_SERVERS=/lustre/me/work/runs/night/launch/servers
 SRPO_ALL_NODES=4
 SRPO_TRAIN_NODES=2
 SRPO_FIRST_SERVER=2
@@ -61,9 +61,9 @@ cat >"$SRPO_LAUNCH/run.yaml" <<'SRPO_END_OF_FILE'
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/role.sh" <<'SRPO_END_OF_FILE'
 # The environment of every role.
-cd /home/me/work || exit 1
+cd /lustre/me/work || exit 1
 module load cuda
-source /opt/srpo/bin/activate
+source /lustre/srpo/bin/activate
 # One thread per process, and the order of communication and products that Megatron-Core needs.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
@@ -72,14 +72,14 @@ export lower_case='two  words'
 export NCCL_DEBUG=INFO
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/server.sh" <<'SRPO_END_OF_FILE'
-. /home/me/work/runs/night/launch/role.sh
+. /lustre/me/work/runs/night/launch/role.sh
 # They serve until the ranks have saved and the job ends them.
 trap '' TERM USR1
-exec /opt/srpo/bin/python -m megatron_srpo.cli serve --config /home/me/work/runs/night/launch/run.yaml --register /home/me/work/runs/night/launch/servers --slots 2 --slot "$1"
+exec /lustre/srpo/bin/python -m megatron_srpo.cli serve --config /lustre/me/work/runs/night/launch/run.yaml --register /lustre/me/work/runs/night/launch/servers --slots 2 --slot "$1"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/replacement.sh" <<'SRPO_END_OF_FILE'
 #!/bin/bash
-exec srun --ntasks=1  bash /home/me/work/runs/night/launch/server.sh "$1"
+exec srun --ntasks=1  bash /lustre/me/work/runs/night/launch/server.sh "$1"
 SRPO_END_OF_FILE
 cat >"$SRPO_LAUNCH/guard.sh" <<'SRPO_END_OF_FILE'
 <guard.sh>
@@ -91,7 +91,7 @@ SRPO_END_OF_FILE
 
 # Command 1
 
-srun --output /home/me/work/runs/night/launch/logs/log-ranks_%j_${SLURM_RESTART_COUNT:-0}.out --chdir <experiment>/ranks/code --wait=60 --kill-on-bad-exit=1 --overlap --relative=0 --nodes=2 --ntasks=2 bash <experiment>/ranks/scripts/ranks.sh
+srun --output /lustre/me/work/runs/night/launch/logs/log-ranks_%j_${SLURM_RESTART_COUNT:-0}.out --chdir <experiment>/ranks/code --wait=60 --kill-on-bad-exit=1 --overlap --relative=0 --nodes=2 --ntasks=2 bash <experiment>/ranks/scripts/ranks.sh
 
 exitcode=$?
 

@@ -18,7 +18,7 @@ from megatron_srpo.rollout.sglang.registry import Entry, Registry, new_incarnati
 
 def make_entry(slot: int = 0, **values: str) -> Entry:
     defaults = {
-        "url": f"http://10.0.0.{slot + 1}:30000",
+        "url": f"http://node{slot + 1}:30000",
         "incarnation": new_incarnation(),
         "state": "serving",
         "host": "node7",
@@ -88,7 +88,7 @@ class TestBadFiles:
             ({"slot": 1}, "it says slot 1"),
             ({"slot": True}, "slot = True; expected int"),
             ({"pid": None}, "pid = None; expected int"),
-            ({"url": "10.0.0.1:30000"}, "is not http://host:port"),
+            ({"url": "192.0.2.1:30000"}, "is not http://host:port"),
             ({"url": "http://h:" + "9" * 5000}, "is not http://host:port"),
             ({"incarnation": ""}, "incarnation is empty"),
             ({"state": "asleep"}, "state = 'asleep'; expected serving or lost"),

@@ -82,9 +82,8 @@ def yaml_text(recipe: Recipe, config: RunConfig, num_nodes: int, gpus_per_node: 
     start = f"megatron-srpo train --config FILE --replicas {replicas}"
     if num_nodes > 1:
         start = (
-            f"torchrun --nnodes {num_nodes} --nproc-per-node {gpus_per_node} ... -m megatron_srpo.cli train "
-            "--config FILE\n# A run starts servers on one machine only; with several, start and name them "
-            "in rollout.sglang.urls (docs/recipes.md)."
+            f"megatron-srpo launch --config FILE --launch CLUSTER launch.nodes={num_nodes} "
+            f"launch.ranks_per_node={gpus_per_node}   (docs/slurm.md)"
         )
     return f"{head}#   {start}\n{to_yaml(config)}"
 

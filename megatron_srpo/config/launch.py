@@ -151,7 +151,9 @@ class LaunchConfig(Config):
     rollout_nodes: int = option(
         0, "Further nodes, for SGLang servers alone; 0: servers run on the nodes that train.", minimum=0
     )
-    servers_per_node: int = option(1, "SGLang servers on each node that holds any.", minimum=1)
+    servers_per_node: int | None = option(
+        None, "SGLang servers on each node that holds any; null: the run's rollout.sglang.servers.", minimum=1
+    )
     workdir: str = option("", "Folder from which relative paths count; empty: the one of the launch.")
     python: str = option(
         "",

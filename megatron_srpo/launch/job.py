@@ -21,6 +21,7 @@ class Job:
         launch: where and how.
         workdir: folder from which relative paths of ``run`` count; absolute.
         run_folder: ``run.output_dir``, absolute.
+        servers_per_node: on each node that holds servers which are started apart from the ranks.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Job:
     launch: LaunchConfig
     workdir: PurePosixPath
     run_folder: PurePosixPath
+    servers_per_node: int
 
     @property
     def folder(self) -> PurePosixPath:
@@ -79,13 +81,14 @@ def make_job(run: RunConfig, launch: LaunchConfig, here: str | Path) -> Job:
     """
     workdir = PurePosixPath(launch.workdir or str(Path(here).absolute()))
     run_folder = workdir / run.output_dir
-    job = Job(launch.name or run_folder.name, run, launch, workdir, run_folder)
+    per_node = launch.servers_per_node or run.rollout.sglang.servers
+    job = Job(launch.name or run_folder.name, run, launch, workdir, run_folder, per_node)
     _check_servers(job)
     overrides = [f"output_dir={run_folder}"]
     if job.registers:
         overrides += [
             f"rollout.sglang.registry={job.servers_folder}",
-            f"rollout.sglang.servers={job.server_nodes * launch.servers_per_node}",
+            f"rollout.sglang.servers={job.server_nodes * per_node}",
         ]
     return dataclasses.replace(job, run=with_overrides(run, overrides))
 
@@ -119,9 +122,9 @@ def _check_devices(job: Job) -> None:
     launch, sglang = job.launch, job.run.rollout.sglang
     alone = bool(launch.rollout_nodes) or job.run.rollout.placement == "colocated"
     gpus = launch.slurm.gpus_per_node if launch.slurm.gpus_per_node is not None else launch.ranks_per_node
-    needed = launch.servers_per_node * sglang.tensor_parallel
+    needed = job.servers_per_node * sglang.tensor_parallel
     if job.registers and alone and gpus and needed > gpus:
         raise ConfigError(
-            f"launch.servers_per_node x rollout.sglang.tensor_parallel = {needed} GPUs, but a node has {gpus}"
-            "; lower one of them"
+            f"{job.servers_per_node} servers per node x rollout.sglang.tensor_parallel = {needed} GPUs, but a "
+            f"node has {gpus}; lower launch.servers_per_node or rollout.sglang.tensor_parallel"
         )

@@ -32,7 +32,7 @@ def setup_lines(job: Job, packaged: bool, job_folder: str) -> str:
         "SRPO_TRAIN_NODES": job.launch.nodes,
         "SRPO_FIRST_SERVER": job.first_server_node,
         "SRPO_SERVER_NODES": job.server_nodes,
-        "SRPO_SERVERS_PER_NODE": job.launch.servers_per_node,
+        "SRPO_SERVERS_PER_NODE": job.servers_per_node,
         "SRPO_SERVER_STARTS": _SERVER_STARTS,
         "SRPO_POLL": _POLL_S,
         "SRPO_STOP_BEFORE": slurm.stop_before_s,
@@ -193,7 +193,7 @@ def _server(job: Job) -> str:
     arguments = [
         *("--config", str(job.folder / "run.yaml")),
         *("--register", str(job.servers_folder)),
-        *("--slots", str(job.launch.servers_per_node)),
+        *("--slots", str(job.servers_per_node)),
     ]
     return "\n".join(
         [

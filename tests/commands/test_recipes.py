@@ -31,7 +31,7 @@ def test_a_recipe_is_written_as_the_yaml_of_a_run(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == f"written: {path}\n"
     assert path.read_text() == printed
     assert printed.startswith("# qwen3-8b-srpo on 2 x 8 GPUs. arXiv 2604.02288.\n")
-    assert "start and name them in rollout.sglang.urls" in printed.splitlines()[2]
+    assert "megatron-srpo launch --config FILE --launch CLUSTER launch.nodes=2" in printed.splitlines()[1]
     expected = recipe_config(
         "qwen3-8b-srpo",
         model="m",

@@ -37,6 +37,11 @@ def test_rollout_nodes_come_after_those_that_train() -> None:
     assert job.run.rollout.sglang.registry == "/lustre/me/work/runs/quickstart/launch/servers"
 
 
+def test_a_run_counts_the_servers_of_one_machine() -> None:
+    job = example_job(["nodes=2", "rollout_nodes=2"], ["rollout.engine=sglang", "rollout.sglang.servers=3"])
+    assert (job.servers_per_node, job.run.rollout.sglang.servers) == (3, 6)
+
+
 def test_several_nodes_hold_servers_and_ranks() -> None:
     job = example_job(["nodes=2"])
     assert (job.nodes, job.first_server_node, job.server_nodes) == (2, 0, 2)

@@ -125,6 +125,6 @@ def _check_devices(job: Job) -> None:
     needed = job.servers_per_node * sglang.tensor_parallel
     if job.registers and alone and gpus and needed > gpus:
         raise ConfigError(
-            f"{job.servers_per_node} servers per node x rollout.sglang.tensor_parallel = {needed} GPUs, but a "
-            f"node has {gpus}; lower launch.servers_per_node or rollout.sglang.tensor_parallel"
+            f"{job.servers_per_node} servers per node x rollout.sglang.tensor_parallel = {needed} GPUs, but "
+            f"a node has {gpus}; lower launch.servers_per_node or rollout.sglang.tensor_parallel"
         )

@@ -20,6 +20,8 @@ RUN ?= runs/quickstart$(addprefix -,$(ENGINE))
 PYTEST_ARGS ?=
 # Processes that run tests side by side; each starts up to four ranks of its own.
 WORKERS ?= 2
+# What tools/virtual_slurm needs, as Debian 12 calls it.
+SLURM_PACKAGES ?= slurmctld slurmd slurm-client slurmdbd slurm-wlm-mysql-plugin mariadb-server munge iproute2 libslurm-dev gcc
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -28,7 +30,7 @@ PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
 PINNED = $(if $(PINS),--constraint $(PINS))
 INPUTS := setup.py $(wildcard constraints/*.txt)
 
-.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-bench install-resiliency freeze clean help
+.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-bench install-resiliency install-slurm freeze clean help
 .DEFAULT_GOAL := help
 
 quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, then train with the main example and write its report
@@ -102,6 +104,9 @@ $(VENV)/.resiliency: $(VENV)/.base
 	$(PIP) install --no-deps --upgrade --target $(VENV)/resiliency nvidia-resiliency-ext==0.4.1 defusedxml==0.7.1 \
 	    nvidia-ml-py==13.580.82 pynvml==13.0.1
 	@touch $@
+
+install-slurm: ## Slurm itself from Debian packages (root), for the tests on a virtual cluster
+	apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(SLURM_PACKAGES)
 
 freeze: ## print the installed versions, for a constraints file
 	@$(PIP) freeze --exclude-editable | sed 's/+cpu$$//'

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_srpo.config.loader import to_yaml
@@ -200,6 +201,33 @@ def test_a_run_may_be_stopped_before_its_servers_are_there(
     status = read_status(tmp_path)
     assert (status["state"], status["step"]) == (state, 0)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def train_shaken(rank: int, world: int, config: RunConfig) -> tuple[int, int]:
+    """Train; in step 2, send the children what Slurm sends them. Return the saved step, and how many."""
+    from megatron_srpo.loop import train
+    from megatron_srpo.session.build import open_run
+
+    shaken = []
+
+    def shake() -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.send_signal(signal.SIGUSR1)
+            child.send_signal(signal.SIGTERM)
+            shaken.append(child.pid)
+
+    with open_run(config, resume=False) as run:
+        disturb(run, "update", shake)
+        train(run)
+        return run.saved_step, len(shaken)
+
+
+def test_what_a_rank_has_started_survives_the_signals_of_slurm(tmp_path: Path) -> None:
+    """Slurm signals every process of a step: one that saving needs must not die of it."""
+    config = config_for(tmp_path, "training.steps=3", "parallel.tensor=1", "checkpoint.every=1")
+    ((saved, shaken),) = run_ranks(1, train_shaken, config)
+    assert saved == 3
+    assert shaken >= 2  # at least what saving needs, and a reward worker
 
 
 # -------------------- taken over by another

@@ -66,30 +66,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        _tell("interrupted; Slurm jobs go on, and the same command goes on with the study")
+        print("interrupted; Slurm jobs go on, and the same command goes on with the study", file=sys.stderr)
         return 130
 
 
 def run(options: argparse.Namespace) -> int:
     """Make a study; return 1 when a run of it failed."""
+    # The file itself: nemo-run's own words are kept from sys.stderr while a run is on this machine.
+    say = partial(print, file=sys.stderr, flush=True)
     sweep, launch = _sweep(options), _launch_config(options)
     config = _run_config(options, sweep, launch)
     shell = Shell(launch.ssh.address)
     place = PurePosixPath(options.out if shell.address else str(options.out.absolute()))
     tries = Tries(options.out, place)
     make_job = _job_maker(sweep, config, launch)
-    study = Study(tries, shell, make_job, _tell)
+    study = Study(tries, shell, make_job, say)
     points = sweep.points()
     for point in points:
         tries.check(study.job(point))
     if sweep.executor == "local":
         study.here(points)
     else:
-        packaged_commit(launch.code, Path.cwd(), _tell)  # what would fail for all is said once, and first
+        packaged_commit(launch.code, Path.cwd(), say)  # what would fail for all is said once, and first
         study.on_slurm(points, options.one_at_a_time)
     results = [result_of(sweep, mode, point, study, options.gpu) for mode, point in sweep.lines()]
     files = write_study(sweep, config, results, options.gpu, options.out)
-    _tell(f"{options.out}: {', '.join(files)}")
+    say(f"{options.out}: {', '.join(files)}")
     return int(any(result.reason for result in results))
 
 
@@ -196,8 +198,6 @@ def _job_maker(
 
     return make_job
 
-
-_tell: Callable[[str], None] = partial(print, file=sys.stderr, flush=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -114,7 +114,7 @@ def _draw_curves(axes: "Axes", kind: Kind, found: Sequence[tuple[int, Sequence[S
     axes.set_ylabel(kind.label)
     _node_axis(axes, sorted({line.result.nodes for _, curve in found for line in curve}), unit)
     if max(shown) > _LINEAR_UP_TO * min(shown) > 0:
-        axes.set_yscale("log")
+        _log_axis(axes)
     else:
         axes.set_ylim(0, 1.15 * max(shown))
     axes.legend(loc="best")
@@ -136,6 +136,16 @@ def _line(
         face = "none" if hollow else colour
         axes.plot(nodes, values, style, color=colour, label=label, markersize=4.5, markerfacecolor=face)
     return [found for _, found in pairs]
+
+
+def _log_axis(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _node_axis(axes: "Axes", nodes: Sequence[int], unit: str) -> None:
@@ -169,22 +179,25 @@ def _bars(lines: Sequence[Scaled], unit: str) -> list[Bar]:
         if one.measured is None:
             continue
         seconds = {phase: spread.mean for phase, spread in one.measured.seconds.items()}
-        bars.append(Bar(f"{one.mode}, {staleness_name(one.staleness)}, {one.nodes} {unit}", seconds))
+        count = f"{one.nodes} {unit if one.nodes > 1 else unit.removesuffix('s')}"
+        bars.append(Bar(f"{one.mode}, {staleness_name(one.staleness)}, {count}", seconds))
         if predicted and predicted.seconds:
             bars.append(Bar("predicted", predicted.seconds, predicted=True))
     return bars
 
 
 def _draw_bars(axes: "Axes", bars: Sequence[Bar]) -> None:
-    places, left = range(len(bars)), [0.0] * len(bars)
+    # A prediction stands close to what it is a prediction of.
+    places = [index - 0.22 * bar.predicted for index, bar in enumerate(bars)]
+    left = [0.0] * len(bars)
     faint = [0.5 if bar.predicted else 1.0 for bar in bars]
     for index, phase in enumerate(TRAINING_PHASES):
         widths = [bar.seconds[phase] for bar in bars]
-        drawn = axes.barh(places, widths, left=left, height=0.72, color=cycle(index), label=phase)
+        drawn = axes.barh(places, widths, left=left, height=0.68, color=cycle(index), label=phase)
         for patch, alpha in zip(drawn.patches, faint, strict=True):
             patch.set_alpha(alpha)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(list(places), [bar.name for bar in bars])
+    axes.set_yticks(places, [bar.name for bar in bars])
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")

@@ -1,6 +1,5 @@
 """What the planner says about a point: the same layout, batch, lengths and servers, on a named GPU."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 from megatron_srpo.errors import UserError
 from megatron_srpo.planner.layout import Obstacle
 from megatron_srpo.planner.request import Request
-from megatron_srpo.planner.step import Phases, plan_step
+from megatron_srpo.planner.step import Plan, plan_step
 from tools.scaling.measure import Measured
 
-#: Which of the planner's phases a run counts as which of its own.
-PHASES: dict[str, tuple[str, ...]] = {
-    "generate": ("rollout", "other"),
+#: Which of the planner's phases a run counts as which of its own. What is left of a step is waiting for
+#: rollouts ("generate"): with stale rollouts, that part of the sampling which training does not hide.
+_PHASES = {
     "reward": (),
     "score": ("score",),
     "teacher": ("teacher",),
@@ -28,7 +27,7 @@ class Predicted:
 
     Attributes:
         step: seconds of a step.
-        seconds: by the phases of a run (``PHASES``).
+        seconds: by the phases of a run; they add up to the step.
         rate_per_gpu: tokens per second and GPU.
         obstacle: why there is none; empty when there is.
     """
@@ -66,7 +65,7 @@ def predict(
         return Predicted(obstacle=str(error))
     if isinstance(plan, Obstacle):
         return Predicted(obstacle=plan.message)
-    return Predicted(plan.seconds, _by_phase(plan.phases), plan.tokens_per_second_per_gpu)
+    return Predicted(plan.seconds, _by_phase(plan), plan.tokens_per_second_per_gpu)
 
 
 def _lengths(measured: Measured) -> dict[str, Any]:
@@ -79,9 +78,7 @@ def _lengths(measured: Measured) -> dict[str, Any]:
     return found
 
 
-def _by_phase(phases: Phases) -> dict[str, float]:
-    return {name: _sum(phases, parts) for name, parts in PHASES.items()}
-
-
-def _sum(phases: Phases, parts: Sequence[str]) -> float:
-    return sum((float(vars(phases)[part]) for part in parts), 0.0)
+def _by_phase(plan: Plan) -> dict[str, float]:
+    parts = vars(plan.phases)
+    others = {name: sum((parts[part] for part in own), 0.0) for name, own in _PHASES.items()}
+    return {"generate": plan.seconds - sum(others.values()), **others}

@@ -1,5 +1,6 @@
 """Launches the runs of a study and watches them; a run that fails does not end the others."""
 
+import io
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from pathlib import PurePosixPath
 
 from megatron_srpo.errors import LaunchError, UserError
 from megatron_srpo.launch.job import Job
+from megatron_srpo.launch.nemo import quietly
 from megatron_srpo.launch.record import JobRecord, read_record
 from megatron_srpo.launch.shell import Shell
 from megatron_srpo.launch.start import run_here, start_on_slurm
@@ -55,7 +57,8 @@ class Study:
 
     Args:
         make_job: returns a point's job, to run in a folder.
-        say: is given one line at a time for the user.
+        say: is given one line at a time for the user; it must not print through ``sys.stdout`` or
+            ``sys.stderr``, which nemo-run's own words are kept from.
         look_s: seconds between two looks at the queue.
     """
 
@@ -93,7 +96,8 @@ class Study:
         job = self._begin(point)
         self.say(f"{point.name}: {job.launch.ranks} ranks, {job.run_folder}")
         try:
-            state = run_here(job, lambda line: self.say(f"{point.name}: {line}"))
+            with quietly(io.StringIO()):
+                state = run_here(job, lambda line: self.say(f"{point.name}: {line}"))
         except UserError as error:
             self._end(point, Ended(job.run_folder, str(error)))
         else:

@@ -25,6 +25,7 @@ class Kind:
 
     Attributes:
         ideal: the same if nothing were lost, by the first line of a curve and the line itself.
+        doubling: on a logarithmic axis, as the nodes are.
     """
 
     mode: str
@@ -34,6 +35,7 @@ class Kind:
     measured: Callable[[Scaled], float | None]
     predicted: Callable[[Scaled], float | None]
     ideal: Callable[[Scaled, Scaled], float | None]
+    doubling: bool = False
 
 
 def _per_gpu(line: Scaled) -> float | None:
@@ -63,6 +65,7 @@ KINDS = (
         lambda line: line.speed_up,
         lambda line: line.predicted_speed_up,
         lambda first, line: line.result.gpus / first.result.gpus,
+        doubling=True,
     ),
 )
 
@@ -113,7 +116,9 @@ def _draw_curves(axes: "Axes", kind: Kind, found: Sequence[tuple[int, Sequence[S
     axes.set_title(kind.title)
     axes.set_ylabel(kind.label)
     _node_axis(axes, sorted({line.result.nodes for _, curve in found for line in curve}), unit)
-    if max(shown) > _LINEAR_UP_TO * min(shown) > 0:
+    if kind.doubling:
+        _doubling_axis(axes, shown)
+    elif max(shown) > _LINEAR_UP_TO * min(shown) > 0:
         _log_axis(axes)
     else:
         axes.set_ylim(0, 1.15 * max(shown))
@@ -146,6 +151,17 @@ def _log_axis(axes: "Axes") -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _doubling_axis(axes: "Axes", shown: Sequence[float]) -> None:
+    """As the axis of the nodes, so that what scales ideally is a straight line."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(min(0.9, 0.85 * min(shown)), 1.2 * max(shown))
+    axes.yaxis.set_major_locator(LogLocator(base=2))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _node_axis(axes: "Axes", nodes: Sequence[int], unit: str) -> None:

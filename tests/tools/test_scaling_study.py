@@ -26,7 +26,7 @@ QUICKSTART = ["--config", str(REPOSITORY / "examples/quickstart.yaml")]
         (["launch.nodes=2"], "launch.nodes=2 is set by --nodes"),
         (["training.steps=5"], "is set by --steps"),
         (["--steps", "2", "--warmup", "2"], "--warmup 2 with --steps 2"),
-        (["--staleness", "0", "1", "--warmup", "1"], "base-n1-k1: rollout: max_staleness = 1"),
+        (["--staleness", "0", "1", "--warmup", "1"], "base-n1-k1: rollout.max_staleness = 1"),
         (["rollout.prompts_per_step=2"], "strong-n4-k0: 2 prompts per optimizer step"),
         (["--recipe", "qwen3-8b-srpo"], "give one of them"),
     ],
@@ -36,7 +36,7 @@ def test_what_is_not_possible_is_refused_before_anything_runs(
 ) -> None:
     out = tmp_path / "study"
     assert main([*QUICKSTART, "--executor", "local", "--out", str(out), *SMALL, *arguments]) == 2
-    assert words in capsys.readouterr().err.replace("rollout.max", "rollout: max")
+    assert words in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -33,6 +33,7 @@ def result(mode: str, nodes: int, seconds: float | None, **more: Any) -> Result:
         "staleness": 0,
         "prompts": 4,
         "train_gpus": nodes,
+        "servers": 0,
         "server_gpus": 0,
         "folder": f"points/{mode}-n{nodes}-k0",
         "reason": "" if seconds else "out | of\nmemory",

@@ -98,7 +98,7 @@ def test_the_csv_has_every_number_of_every_line(tmp_path: Path) -> None:
     assert float(one["tokens_per_second_per_gpu"]) == 400
     assert (one["step_seconds"], one["generate_seconds"], one["update_seconds"]) == ("2.0", "0.5", "1.5")
     assert (one["predicted_step_seconds"], one["predicted_tokens_per_second_per_gpu"]) == ("2.0", "100.0")
-    assert (one["sync_bytes"], one["state"]) == ("", "finished")
+    assert (one["sync_bytes_per_server"], one["state"]) == ("", "finished")
     assert (two["efficiency"], two["predicted_step_seconds"]) == ("0.5", "")
     assert two["no_prediction_because"] == "does not fit"
     assert (failed["state"], failed["reason"], failed["tokens_per_second"]) == (

@@ -25,15 +25,16 @@ def result_of(sweep: Sweep, mode: str, point: Point, study: Study, gpu: str) -> 
     job, ended = study.job(point), study.ended[point]
     measured, reason = _measured(sweep, job, study, ended)
     own = server_gpus(job)
-    config, tensor = study.tries.config_path(point.name), job.run.rollout.sglang.tensor_parallel
-    ranks = job.launch.ranks
+    rollout, ranks = job.run.rollout, job.launch.ranks
+    config, tensor = study.tries.config_path(point.name), rollout.sglang.tensor_parallel
     return Result(
         mode=mode,
         nodes=point.nodes,
         rollout_nodes=job.launch.rollout_nodes,
         staleness=point.staleness,
-        prompts=job.run.rollout.prompts_per_step,
+        prompts=rollout.prompts_per_step,
         train_gpus=ranks,
+        servers=rollout.sglang.servers if rollout.engine == "sglang" else 0,
         server_gpus=own,
         folder=str(ended.folder),
         reason=reason,

@@ -32,7 +32,7 @@ class Measured:
         step: seconds per step.
         tokens: of prompts and responses, per step, all ranks together.
         rate: tokens per second; its mean is all tokens over all seconds.
-        sync_bytes: sent to the servers per step; None where there are none.
+        sync_bytes: sent to each server per step; None where there are none.
         staleness: mean, in steps, of the weights that sampled; None where metrics do not say.
         prompt_tokens, response_tokens: mean of a rollout.
         distilled_share: of rollouts; None where metrics do not say.

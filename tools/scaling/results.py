@@ -13,6 +13,7 @@ class Result:
 
     Attributes:
         train_gpus: ranks, each with one.
+        servers: that sample; 0 with the local engine.
         server_gpus: of servers that have GPUs for themselves; 0 where they share the ranks'.
         reason: why nothing was measured; empty when something was.
         predicted: None where the planner was not asked.
@@ -24,6 +25,7 @@ class Result:
     staleness: int
     prompts: int
     train_gpus: int
+    servers: int
     server_gpus: int
     folder: str
     reason: str = ""

@@ -51,6 +51,7 @@ def _record(line: Scaled) -> dict[str, Cell]:
         "rollout_nodes": one.rollout_nodes,
         "staleness": one.staleness,
         "train_gpus": one.train_gpus,
+        "servers": one.servers,
         "server_gpus": one.server_gpus,
         "prompts_per_step": one.prompts,
         "state": "failed" if one.reason else "finished",
@@ -62,7 +63,7 @@ def _record(line: Scaled) -> dict[str, Cell]:
         "first_nodes": line.first_nodes,
         "speed_up": line.speed_up,
         "efficiency": line.efficiency,
-        "sync_bytes": measured.sync_bytes if measured else None,
+        "sync_bytes_per_server": measured.sync_bytes if measured else None,
         "measured_staleness": measured.staleness if measured else None,
         "prompt_tokens": measured.prompt_tokens if measured else None,
         "response_tokens": measured.response_tokens if measured else None,
@@ -118,7 +119,7 @@ def _page(lines: Sequence[Scaled], page: Page) -> Iterator[str]:
 def _throughput(lines: Sequence[Scaled], page: Page) -> Iterator[str]:
     head = ("staleness", page.unit, "GPUs (train + servers)", "prompts/step", "s/step", "tokens/s")
     yield from _table(
-        (*head, "tokens/s/GPU", "speed-up", "efficiency", "MB synced/step"),
+        (*head, "tokens/s/GPU", "speed-up", "efficiency", "MB to each server"),
         [
             (
                 staleness_name(one.staleness),

@@ -1,5 +1,6 @@
 """A scaling study over the nodes of a Slurm cluster: bookkeeping and shape, not speed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.slurm.jobs import Jobs
 from tests.tools.test_scaling_study import QUICKSTART, SMALL, check_study, read
+from tools.virtual_slurm.system import wait_until
 
 pytest.importorskip("nemo_run", reason="nemo-run is not installed (make install-launch)")
 
@@ -22,12 +24,25 @@ LAUNCH = {
 SWEEP = ["--nodes", "1", "2", "4", "--steps", "3", "--warmup", "1", "--gpu", "h100"]
 
 
+POINTS = ("base-n1-k0", "weak-n2-k0", "strong-n2-k0", "weak-n4-k0", "strong-n4-k0")
+
+
 @pytest.mark.slow
-def test_a_study_over_one_two_and_four_nodes(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_study_over_one_two_and_four_nodes_goes_on_after_it_was_killed(jobs: Jobs, tmp_path: Path) -> None:
     out = tmp_path / "study"
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(LAUNCH))
-    done = study(jobs, tmp_path, out)
+    with subprocess.Popen(command(jobs, tmp_path, out), cwd=tmp_path, stderr=subprocess.DEVNULL) as killed:
+        records = [out / "points" / name / "launch" / "job.json" for name in POINTS]
+        wait_until(lambda: all(path.exists() for path in records), "all jobs to be submitted", 300)
+        killed.kill()
+    numbers = [json.loads(path.read_text())["job_id"] for path in records]
+
+    line = command(jobs, tmp_path, out)
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stderr
+    assert [json.loads(path.read_text())["job_id"] for path in records] == numbers  # taken up, not made anew
+    assert ": Slurm job " not in done.stderr
+    assert all(f"{name}: finished" in done.stderr for name in POINTS)
 
     lines = read(out)
     check_study(lines, out)
@@ -42,22 +57,11 @@ def test_a_study_over_one_two_and_four_nodes(jobs: Jobs, tmp_path: Path) -> None
     assert {one["first_nodes"] for one in lines} == {"1"}
     # The same prompts and seeds on every number of nodes: strong scaling changes no token.
     assert len({one["tokens_per_step"] for one in lines if one["mode"] == "strong"}) == 1
-    # All jobs are in the queue before the first one ends; the run at one node serves both modes.
-    said = done.stderr.splitlines()
-    submitted = [index for index, line in enumerate(said) if ": Slurm job " in line]
-    ended = [index for index, line in enumerate(said) if line.endswith(": finished")]
-    assert len(submitted) == len(ended) == 5
-    assert max(submitted) < min(ended)
-
-    again = study(jobs, tmp_path, out)
-    assert again.returncode == 0 and ": Slurm job " not in again.stderr
-    assert read(out) == lines
 
 
-def study(jobs: Jobs, folder: Path, out: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the study's command on the cluster's login node."""
+def command(jobs: Jobs, folder: Path, out: Path) -> list[str]:
+    """Return the command line of the study, on the cluster's login node."""
     environment = [f"PYTHONPATH={REPOSITORY}", f"NEMORUN_HOME={folder / 'nemo'}"]
-    command = [sys.executable, "-m", "tools.scaling_study", *QUICKSTART, *SWEEP, *SMALL]
+    words = [sys.executable, "-m", "tools.scaling_study", *QUICKSTART, *SWEEP, *SMALL]
     places = ["--launch", folder / "cluster.yaml", "--out", out]
-    line = jobs.cluster.command("env", *environment, *command, *places)
-    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=2400)
+    return jobs.cluster.command("env", *environment, *words, *places)

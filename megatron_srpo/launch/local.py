@@ -58,14 +58,16 @@ def run_local(job: Job, shell: Shell, follow: Callable[[], None], on_start: Call
     shell.do(["mkdir", "-p", str(logs)])
     run, ended = nemo_run(), threading.Event()
     follower = threading.Thread(target=_repeat, args=(follow, ended), name="follow", daemon=True)
-    with run.Experiment(job.name, log_level="WARNING", skip_status_at_exit=True) as experiment:
+    with (
+        quietly(io.StringIO()),
+        run.Experiment(job.name, log_level="WARNING", skip_status_at_exit=True) as experiment,
+    ):
         on_start(experiment._id)
         script = local_script(job, str(logs / f"log-ranks_{os.getpid()}_0.out"))
         experiment.add(run.Script(inline=script), executor=_executor(run), name=_TASK)
         follower.start()
         try:
-            with quietly(io.StringIO()):
-                experiment.run(detach=False, tail_logs=False)
+            experiment.run(detach=False, tail_logs=False)
         finally:
             ended.set()
             follower.join()

@@ -126,7 +126,9 @@ def test_a_run_that_fails_here_says_so_by_its_exit_status(
 ) -> None:
     pytest.importorskip("nemo_run", reason="needs nemo-run (make install-launch)")
     folder = tmp_path / "run"
-    done = launch_here(folder, "training.steps=2", "data.train=[{kind: jsonl, path: nowhere.jsonl, task: exact}]")
+    done = launch_here(
+        folder, "training.steps=2", "data.train=[{kind: jsonl, path: nowhere.jsonl, task: exact}]"
+    )
     assert done.returncode == 1
     assert "nowhere.jsonl" in done.stdout
     assert main(["status", str(folder)]) == 1

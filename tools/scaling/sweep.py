@@ -113,7 +113,7 @@ def make_point_job(
     """
     try:
         placed = _launch_of(sweep, point, run, launch)
-        job = make_job(_run_of(sweep, point, run, placed, folder), placed, here)
+        job = make_job(_run_of(sweep, point, run, folder), placed, here)
         if sweep.executor == "local":
             check_local(job)
         _check_ranks(job)
@@ -144,9 +144,7 @@ def _launch_of(sweep: Sweep, point: Point, run: RunConfig, launch: LaunchConfig)
     return with_overrides(launch, [f"name={point.name}", *nodes])
 
 
-def _run_of(
-    sweep: Sweep, point: Point, run: RunConfig, launch: LaunchConfig, folder: PurePosixPath
-) -> RunConfig:
+def _run_of(sweep: Sweep, point: Point, run: RunConfig, folder: PurePosixPath) -> RunConfig:
     prompts = _grown(sweep, point, "rollout.prompts_per_step", run.rollout.prompts_per_step)
     changes = [
         *_QUIET,
@@ -160,7 +158,11 @@ def _run_of(
         grown = _grown(sweep, point, "training.prompts_per_mini_batch", mini)
         changes.append(f"training.prompts_per_mini_batch={grown}")
     if run.rollout.engine == "sglang":
-        changes.append(f"rollout.sglang.servers={_servers(sweep, point, run, launch)}")
+        _check_external(run)
+        if (
+            sweep.executor == "local"
+        ):  # where replicas stand for nodes; on a cluster the launch counts servers
+            changes.append(f"rollout.sglang.servers={point.nodes * run.rollout.sglang.servers}")
     return with_overrides(run, changes)
 
 
@@ -175,15 +177,11 @@ def _grown(sweep: Sweep, point: Point, key: str, value: int) -> int:
     return int(grown)
 
 
-def _servers(sweep: Sweep, point: Point, run: RunConfig, launch: LaunchConfig) -> int:
-    """Return the number of servers: as many on every node that holds any."""
-    sglang = run.rollout.sglang
-    if sglang.urls:
+def _check_external(run: RunConfig) -> None:
+    if run.rollout.sglang.urls:
         raise ConfigError(
             "rollout.sglang.urls names servers that all runs of the study would share; leave it out"
         )
-    places = point.nodes if sweep.executor == "local" else launch.rollout_nodes or launch.nodes
-    return places * (launch.servers_per_node or sglang.servers)
 
 
 def _check_ranks(job: Job) -> None:

@@ -77,7 +77,7 @@ def test_servers_and_ranks_lose_nodes_and_no_prompt(jobs: Jobs, tmp_path: Path) 
     jobs.cluster.power_on(server)
 
     jobs.cluster.power_off(first)
-    wait_until(lambda: "(slice 1" in batch_log(run), "the requeue", 200)
+    wait_until(lambda: f"slice {job}_1 on" in batch_log(run), "the requeue", 300)
     run.release()
     assert end(watched) == 0, run.shown
     assert run.status["state"] == "finished" and run.status["attempt"] == 2

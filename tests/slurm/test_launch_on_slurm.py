@@ -58,9 +58,10 @@ def test_time_limit_preemption_and_a_lost_node_change_no_metric(jobs: Jobs, tmp_
 
 def test_servers_and_ranks_lose_nodes_and_no_prompt(jobs: Jobs, tmp_path: Path) -> None:
     require_sglang()
-    steps = 6
+    steps = 7
     launch = {**TWO_NODES, "rollout_nodes": 2, "slurm": SLURM}
-    run = Project(tmp_path, jobs.cluster, launch, f"training.steps={steps}", "rollout.engine=sglang")
+    changes = [f"training.steps={steps}", "rollout.engine=sglang", "rollout.sync.timeout_s=60"]
+    run = Project(tmp_path, jobs.cluster, launch, *changes)
     watched = run.start()
     job = run.job
     run.advance()
@@ -70,14 +71,15 @@ def test_servers_and_ranks_lose_nodes_and_no_prompt(jobs: Jobs, tmp_path: Path) 
     run.advance()
     wait_until(lambda: server not in jobs.nodes(job), "Slurm to miss the node", 120)
     run.advance()
-    assert run.status["attempt"] == 1
     replacement = wait_for_replacement(run)
-    run.advance()
-    assert jobs.state(replacement) == "RUNNING"
+    run.advance(2)
+    ranks = (run.run_folder / "launch" / "logs" / f"log-ranks_{job}_0.out").read_text()
+    assert "is lost; 1 of 2 are left" in ranks and "joins; 2 servers serve" in ranks
+    assert jobs.state(replacement) == "RUNNING" and run.status["attempt"] == 1
     jobs.cluster.power_on(server)
 
     jobs.cluster.power_off(first)
-    wait_until(lambda: "(slice 1" in batch_log(run), "the requeue", 200)
+    wait_until(lambda: f"slice {job}_1 on" in batch_log(run), "the requeue", 300)
     run.release()
     assert end(watched) == 0, run.shown
     assert run.status["state"] == "finished" and run.status["attempt"] == 2
@@ -88,9 +90,11 @@ def test_servers_and_ranks_lose_nodes_and_no_prompt(jobs: Jobs, tmp_path: Path) 
 
 def wait_for_replacement(run: Project) -> str:
     """Wait for the server of a lost node to register again; return the job that it runs in."""
-    path = run.run_folder / "launch" / "replacements"
-    wait_until(lambda: path.is_file() and bool(path.read_text().split()), "a replacement", 200)
-    return path.read_text().split()[0]
+    launch = run.run_folder / "launch"
+    wait_for_text(launch / "replacements", "\n")
+    replacement = (launch / "replacements").read_text().split()[0]
+    wait_for_text(launch / "servers" / "server-001.json", f'"job": "{replacement}_')
+    return replacement
 
 
 def batch_log(run: Project) -> str:
@@ -116,7 +120,9 @@ def test_a_cut_off_node_writes_no_more_and_a_cancelled_run_stays_so(jobs: Jobs, 
     wait_until(lambda: run.status["attempt"] == 2, "a start on another node", 400)
     run.advance(2)
     assert node not in jobs.nodes(job)
-    wait_for_text(run.run_folder / "launch" / "logs" / f"log-ranks_{job}_0.out", "fence")
+    wait_for_text(
+        run.run_folder / "launch" / "logs" / f"log-ranks_{job}_0.out", "was taken over by another process"
+    )
     steps = [row["step"] for row in run.rows]
     assert steps == list(range(1, len(steps) + 1))
 

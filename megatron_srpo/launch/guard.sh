@@ -2,7 +2,7 @@
 # Runs on a node of the job, beside the roles: gives the job back to the queue when its first node is lost.
 # Slurm itself does so only for jobs without --no-kill.
 
-first=$1
+first=$1 launch=$2
 while sleep 15; do
     nodes=$(squeue --noheader --jobs="$SLURM_JOB_ID" --states=RUNNING --format=%N)
     [[ -n $nodes ]] || continue # the controller may be restarting
@@ -10,6 +10,9 @@ while sleep 15; do
     if [[ -n $up ]] && ! grep -qx "$first" <<<"$up"; then
         echo "$(date '+%F %T') the job's first node $first is lost; requeued"
         trap '' TERM
+        # Or the servers of this slice would keep the nodes that the next one waits for.
+        touch "$launch/servers/close"
+        [[ -s $launch/replacements ]] && xargs scancel <"$launch/replacements"
         scontrol requeue "$SLURM_JOB_ID" || exit
         for _ in {1..20}; do
             scontrol update "JobId=$SLURM_JOB_ID" "NumNodes=$SLURM_JOB_NUM_NODES" 2>/dev/null && break

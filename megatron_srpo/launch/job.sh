@@ -67,7 +67,7 @@ srpo_guard() {
     for ((index = 1; index < SRPO_ALL_NODES && left > 0; index++, left--)); do
         srun --overlap --no-kill --nodes=1 --ntasks=1 --nodelist="${SRPO_NODES[$index]}" --open-mode=append \
             --output="$SRPO_LAUNCH/logs/guard-${SRPO_NODES[$index]}_$SRPO_SLICE.out" \
-            bash "$SRPO_LAUNCH/guard.sh" "${SRPO_NODES[0]}" 2>/dev/null &
+            bash "$SRPO_LAUNCH/guard.sh" "${SRPO_NODES[0]}" "$SRPO_LAUNCH" 2>/dev/null &
     done
 }
 

@@ -75,7 +75,7 @@ def describe(record: JobRecord, state: RunState, servers: list[str]) -> str:
     parts += [f"on {job.nodes}"] if job.nodes else []
     parts += [f"for {job.elapsed}"] if job.elapsed else []
     parts += [f"{job.left} left"] if job.left else []
-    parts += [f"exit status {job.exit_status}"] if job.ended else []
+    parts += [f"exit status {state.exit_status}"] if job.ended else []
     lines = [", ".join(parts).replace(", (", " (")]
     if run:
         # Nobody was left to say so.

@@ -12,10 +12,12 @@ import importlib.metadata
 import importlib.util
 import os
 import resource
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
@@ -69,6 +71,24 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     # Megatron-Core asks for this with tensor parallelism on GPUs before Blackwell; harmless elsewhere.
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     return {**environment, **(extra or {})}
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Keep from what is started in this block the signals that Slurm sends to every process of a job.
+
+    The first save of a checkpoint, for one, starts a process that all saves need, and SIGUSR1 would kill it:
+    just when the run has been asked to stop and is about to save. This process hears what came meanwhile at
+    the block's end.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # starting the tracker unblocks SIGTERM
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def limit_threads() -> None:

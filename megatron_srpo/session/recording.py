@@ -49,9 +49,11 @@ class Recorder:
         self.samples.rewind(start_step)
         self._write_config()
         self.watch = Watch(self.config.report.watch, read_metrics(self.folder / "metrics.jsonl"))
-        self.tracker = Tracker(
-            self.config.report.wandb, self.folder, to_tree(self.config), resumed, self.progress.warn
-        )
+        # wandb's own process would die of the signal before a job's time limit, with what it has not sent.
+        with platform.deaf_children():
+            self.tracker = Tracker(
+                self.config.report.wandb, self.folder, to_tree(self.config), resumed, self.progress.warn
+            )
 
     def _write_config(self) -> None:
         """Replace the file whole: a run that was killed while writing it could not be resumed."""

@@ -8,16 +8,13 @@ every rank has finished, so that a folder with the final name is always whole.
 import dataclasses
 import re
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_srpo import platform
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.chunks import sharded_parameters, sharded_state
 from megatron_srpo.model.megatron_core import (
@@ -77,27 +74,10 @@ def save_checkpoint(
     force_all_tensors_to_non_fp8(state["policy"])  # not sooner: the optimizer knows its weights by identity
     state["progress"] = {"step": step, **progress}
     state["layout"] = _layout(trainer.groups)
-    with new_folder(final, owner) as folder, _deaf_children():
+    with new_folder(final, owner) as folder, platform.deaf_children():
         dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1))
     on_first_rank(lambda: _keep_newest(root, keep, owner))
     return final
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Keep from what is started in this block the signals that Slurm sends to every process of a job.
-
-    The first save starts a process that all saves need, and SIGUSR1 would kill it: just when the run has
-    been asked to stop and is about to save. This process hears what came meanwhile at the block's end.
-    """
-    signals = {signal.SIGTERM, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # starting the tracker unblocks SIGTERM
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:

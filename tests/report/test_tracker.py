@@ -169,3 +169,32 @@ print(sorted({"torch", "wandb", "matplotlib", "transformers"} & set(sys.modules)
 def test_the_room_starts_without_heavy_imports_and_off_means_off() -> None:
     done = subprocess.run([sys.executable, "-c", _ROOM], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SIGNALLED = """
+import os, signal, sys, psutil
+from pathlib import Path
+from megatron_srpo import platform
+from megatron_srpo.config.report import WandbConfig
+from megatron_srpo.report.tracker import Tracker
+
+signal.signal(signal.SIGUSR1, lambda number, frame: None)
+with platform.deaf_children():
+    tracker = Tracker(WandbConfig(mode="offline"), Path(sys.argv[1]), {}, False, sys.exit)
+children = psutil.Process().children(recursive=True)
+for child in children:
+    child.send_signal(signal.SIGUSR1)
+    child.send_signal(signal.SIGTERM)
+tracker.log({"step": 1, "reward/mean": 0.625})
+alive = [child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children]
+tracker.finish()
+print(len(children), all(alive))
+"""
+
+
+def test_wandbs_process_survives_what_slurm_tells_every_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    count, alive = done.stdout.split()[-2:]
+    assert (int(count) > 0, alive) == (True, "True"), done.stderr
+    assert len(_binary_logs(tmp_path)) == 1

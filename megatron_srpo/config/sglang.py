@@ -110,8 +110,6 @@ class SGLangConfig(Config):
                 f"SGLangConfig.api_key_file = {self.api_key_file!r} is for external servers, but urls is "
                 "empty; other servers get a random key"
             )
-        if self.router == "on" and self.servers == 1:
-            raise ConfigError("SGLangConfig.router = 'on' with servers = 1; a router needs several servers")
 
     def _validate_external(self) -> None:
         """With external servers, keys that shape servers started here would be silently ignored."""

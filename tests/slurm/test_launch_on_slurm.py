@@ -74,7 +74,7 @@ def test_servers_and_ranks_lose_nodes_and_no_prompt(jobs: Jobs, tmp_path: Path) 
     replacement = wait_for_replacement(run)
     run.advance(2)
     ranks = (run.run_folder / "launch" / "logs" / f"log-ranks_{job}_0.out").read_text()
-    assert "is lost; 1 of 2 are left" in ranks and "joins; 2 servers serve" in ranks
+    assert "is lost; 1 of 2 are left" in ranks and "joins; 2 of 2 servers serve" in ranks
     assert jobs.state(replacement) == "RUNNING" and run.status["attempt"] == 1
     jobs.cluster.power_on(server)
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from megatron_srpo.commands.common import add_config_arguments, describe_options
 from megatron_srpo.config.launch import LaunchConfig
-from megatron_srpo.config.loader import load_config, with_overrides
+from megatron_srpo.config.loader import load_config
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.launch.job import Job, make_job
@@ -22,9 +22,8 @@ from megatron_srpo.launch.logs import Follower
 from megatron_srpo.launch.recipes import recipe_config
 from megatron_srpo.launch.record import JobRecord
 from megatron_srpo.launch.shell import Shell
-from megatron_srpo.launch.start import dry_run, run_here, start_on_slurm
+from megatron_srpo.launch.start import check_job, dry_run, run_here, start_on_slurm
 from megatron_srpo.launch.watch import describe, wait_for_end
-from megatron_srpo.session.preflight import check_run
 
 _OWN = "launch."
 
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     launch = _launch_config(arguments)
     job = make_job(_run_config(arguments, launch), launch, Path.cwd())
-    _check(job)
+    check_job(job)
     if arguments.executor == "local":
         return _run_here(job, arguments)
     shell = Shell(launch.ssh.address)
@@ -79,14 +78,6 @@ def watch(record: JobRecord, run_folder: PurePosixPath, shell: Shell, place: str
         return 130
     _tell(describe(record, state, []))
     return state.exit_status
-
-
-def _check(job: Job) -> None:
-    """Refuse here what ranks would refuse after a night in the queue, if the model can be seen."""
-    model = Path(job.workdir, job.run.model.path)
-    elsewhere = job.launch.ssh.host or job.launch.container.image
-    if model.exists() or not elsewhere:
-        check_run(with_overrides(job.run, [f"model.path={model}"]), job.launch.ranks)
 
 
 def _run_here(job: Job, arguments: argparse.Namespace) -> int:

@@ -13,11 +13,7 @@ while sleep 15; do
         # Or the servers of this slice would keep the nodes that the next one waits for.
         touch "$launch/servers/close"
         [[ -s $launch/replacements ]] && xargs scancel <"$launch/replacements"
-        scontrol requeue "$SLURM_JOB_ID" || exit
-        for _ in {1..20}; do
-            scontrol update "JobId=$SLURM_JOB_ID" "NumNodes=$SLURM_JOB_NUM_NODES" 2>/dev/null && break
-            sleep 1
-        done
+        scontrol requeue "$SLURM_JOB_ID"
         exit
     fi
 done

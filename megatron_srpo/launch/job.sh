@@ -19,7 +19,7 @@ srpo_status() { # FIELD
 }
 
 # The nodes that the job still has, nothing if nobody can say. With --no-kill, Slurm takes lost nodes off the job's
-# list, but (22.05) not of one that was requeued and resized; so those that are down are taken off here.
+# list, but (22.05) not when somebody has changed their number; so those that are down are taken off here.
 srpo_present() {
     sinfo --noheader --Node --nodes="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)" --format="%N %t" |
         awk '$2 !~ /^down/ { print $1 }' | sort -u
@@ -48,17 +48,8 @@ srpo_requeue() { # REASON
         return
     fi
     srpo_say "requeued: $1 (slice $((restarts + 1)), step ${step:-unknown})"
-    trap '' TERM # Slurm ends this script now; there is one thing left to do
-    scontrol requeue "$SLURM_JOB_ID" && srpo_restore_size
-}
-
-srpo_restore_size() { # a job that has lost nodes would start again without them
-    local try
-    for try in {1..20}; do
-        scontrol update "JobId=$SLURM_JOB_ID" "NumNodes=$SRPO_ALL_NODES" 2>/dev/null && break
-        sleep 1
-    done
-    sleep 60
+    trap '' TERM
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script
 }
 
 # With --no-kill, Slurm lets a job run on whose first node, with this script, is lost. Others look out for that.

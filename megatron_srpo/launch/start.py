@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from megatron_srpo.config.loader import with_overrides
 from megatron_srpo.errors import LaunchError
 from megatron_srpo.launch.code import packaged_commit
 from megatron_srpo.launch.job import Job
@@ -14,6 +15,19 @@ from megatron_srpo.launch.record import JobRecord, read_record, write_record
 from megatron_srpo.launch.shell import Shell
 from megatron_srpo.launch.slurm import batch_script, submit
 from megatron_srpo.launch.watch import RunState, ended_here
+from megatron_srpo.session.preflight import check_run
+
+
+def check_job(job: Job) -> None:
+    """Refuse here what ranks would refuse after a night in the queue, if the model can be seen.
+
+    Raises:
+        ConfigError, ModelError: as :func:`~megatron_srpo.session.preflight.check_run`.
+    """
+    model = Path(job.workdir, job.run.model.path)
+    elsewhere = job.launch.ssh.host or job.launch.container.image
+    if model.exists() or not elsewhere:
+        check_run(with_overrides(job.run, [f"model.path={model}"]), job.launch.ranks)
 
 
 def dry_run(job: Job, shell: Shell, say: Callable[[str], None]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from megatron_srpo.config.launch import LaunchConfig
 from megatron_srpo.config.loader import with_overrides
 from megatron_srpo.config.run import RunConfig
-from megatron_srpo.config.training import mini_batch_prompts
-from megatron_srpo.errors import ConfigError
+from megatron_srpo.errors import ConfigError, UserError
 from megatron_srpo.launch.job import Job, make_job
 from megatron_srpo.launch.local import check_local
+from megatron_srpo.launch.start import check_job
 
 MODES = ("weak", "strong")
 
@@ -116,8 +116,8 @@ def make_point_job(
         job = make_job(_run_of(sweep, point, run, folder), placed, here)
         if sweep.executor == "local":
             check_local(job)
-        _check_ranks(job)
-    except ConfigError as error:
+        check_job(job)
+    except UserError as error:
         raise ConfigError(f"{point.name}: {error}") from error
     return job
 
@@ -182,14 +182,3 @@ def _check_external(run: RunConfig) -> None:
         raise ConfigError(
             "rollout.sglang.urls names servers that all runs of the study would share; leave it out"
         )
-
-
-def _check_ranks(job: Job) -> None:
-    """Refuse here what ranks would refuse when they have started."""
-    parallel, ranks = job.run.parallel, job.launch.ranks
-    if ranks % parallel.fewest_ranks:
-        raise ConfigError(
-            f"{ranks} ranks cannot be shared by replicas of {parallel.fewest_ranks}; change "
-            "launch.ranks_per_node or parallel"
-        )
-    mini_batch_prompts(job.run.training, job.run.rollout.prompts_per_step, ranks // parallel.replica)

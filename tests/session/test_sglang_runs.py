@@ -182,7 +182,8 @@ class TestUndisturbed:
         self, tmp_path: Path, server: Endpoint, key_file: Path
     ) -> None:
         given = [*external(server.url, key_file), "training.steps=2", "parallel.tensor=1"]
-        given.append("rollout.max_response_tokens=200")
+        # One after the other, so that many are left when the first is there, however slow this test's looks.
+        given += ["rollout.max_response_tokens=200", "rollout.sglang.max_concurrency=1"]
         whole, parts = (config_for(tmp_path / name, *given) for name in ("whole", "parts"))
         run_ranks(1, train_on, whole, timeout=300)
         answered = run_ranks(1, stop_while_sampling, parts, timeout=300)[0]

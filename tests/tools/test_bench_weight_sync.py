@@ -3,8 +3,8 @@
 import json
 import math
 import sys
+from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,7 +206,9 @@ class _Server:
         self.calls += names
         if names[0] == self.refused:
             raise EngineError(f"refuses {names[0]}")
-        return SimpleNamespace(result=lambda timeout: None)
+        loaded: Future[None] = Future()
+        loaded.set_result(None)
+        return loaded
 
 
 def _site(folder: str) -> Any:

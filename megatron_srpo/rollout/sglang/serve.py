@@ -38,13 +38,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--check"]:
         print(json.dumps(check(json.load(sys.stdin))))
         return
+    api_key = platform.take_sglang_api_key()  # before anything is started that would inherit it
     if arguments[:1] == ["--die-with"]:
         die_with(int(arguments[1]))
         arguments = arguments[2:]
         stay_deaf()
     if not platform.has_cuda():
         require_plugin()
-    api_key = platform.take_sglang_api_key()
     # In one word: a random key may begin with "-", and would be taken for an option.
     run(arguments + ([f"--api-key={api_key}"] if api_key else []))
 

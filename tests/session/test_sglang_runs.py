@@ -174,8 +174,8 @@ class TestUndisturbed:
         assert counts == [[PROMPTS * SAMPLES] * 4] * 2
         rows = [row for row in read_metrics(Path(config.output_dir) / "metrics.jsonl") if row["step"]]
         assert [row["staleness/max"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
-        # A step at this learning rate moves log-probs far more than rounding does. Those of some tokens: how many
-        # the older weights have sampled depends on how fast the server was.
+        # A step at this learning rate moves log-probs far more than rounding does. It depends on the server's
+        # pace how many tokens the older weights have sampled, but some they have.
         assert all(row["engine/logprob_diff_max"] > 1e-4 for row in rows[1:])
 
     def test_a_request_to_stop_cuts_sampling_short_and_loses_nothing(

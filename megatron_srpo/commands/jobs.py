@@ -62,15 +62,15 @@ def logs(arguments: argparse.Namespace) -> int:
 def attach(arguments: argparse.Namespace) -> int:
     """Follow a run to its end and return its exit status."""
     folder, shell, record = _run_of(arguments)
-    place = f"--ssh {shell.address} {folder}" if shell.address else str(folder)
-    return watch(record, folder, shell, place)
+    return watch(record, folder, shell)
 
 
 def cancel(arguments: argparse.Namespace) -> int:
     """End a run; it is not requeued."""
     folder, shell, record = _run_of(arguments)
-    if run_state(record, folder, shell).job.ended:
-        print(describe(record, run_state(record, folder, shell), []))
+    state = run_state(record, folder, shell)
+    if state.job.ended:
+        print(describe(record, state, []))
         return 0
     # The job looks for this before it gives itself back to the queue.
     shell.write(folder / "launch" / "cancelled", "")

@@ -56,28 +56,29 @@ def run(arguments: argparse.Namespace) -> int:
         print(dry_run(job, shell, _tell), end="")
         return 0
     record = start_on_slurm(job, shell, _tell)
-    place = f"--ssh {shell.address} {job.run_folder}" if shell.address else str(job.run_folder)
     _tell(f"submitted Slurm job {record.job_id}; run folder {job.run_folder}")
     if arguments.detach:
-        _tell(f"watch it with: megatron-srpo attach {place}")
+        _tell(f"watch it with: megatron-srpo attach {_place(job.run_folder, shell)}")
         return 0
-    return watch(record, job.run_folder, shell, place)
+    return watch(record, job.run_folder, shell)
 
 
-def watch(record: JobRecord, run_folder: PurePosixPath, shell: Shell, place: str) -> int:
-    """Follow a job to its end; Ctrl-C leaves it running.
-
-    Args:
-        place: how other commands are told which run is meant.
-    """
+def watch(record: JobRecord, run_folder: PurePosixPath, shell: Shell) -> int:
+    """Follow a job to its end; Ctrl-C leaves it running."""
     follower = Follower(run_folder, shell, ("ranks", "batch"), partial(print, flush=True))
     try:
         state = wait_for_end(record, run_folder, shell, follower, _tell)
     except KeyboardInterrupt:
+        place = _place(run_folder, shell)
         _tell(f"the job goes on; `megatron-srpo attach {place}` watches it, `megatron-srpo cancel` ends it")
         return 130
     _tell(describe(record, state, []))
     return state.exit_status
+
+
+def _place(run_folder: PurePosixPath, shell: Shell) -> str:
+    """Write how other commands are told which run is meant."""
+    return f"--ssh {shell.address} {run_folder}" if shell.address else str(run_folder)
 
 
 def _run_here(job: Job, arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ OWNED_SBATCH = {
     "time": "launch.slurm.time",
     "signal": "launch.slurm.stop_before_s",
     "dependency": "launch.after",
-    "no-kill": "nothing: it is always set",
+    "no-kill": "nothing: it is set with launch.rollout_nodes",
     "requeue": "launch.slurm.max_requeues",
     "output": "nothing: logs lie in launch/logs of the run folder",
     "error": "nothing: logs lie in launch/logs of the run folder",

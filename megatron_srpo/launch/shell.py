@@ -11,7 +11,7 @@ from megatron_srpo.errors import LaunchError
 _TIMEOUT_S = 120.0
 #: ssh's own exit status, when the connection failed.
 _SSH_FAILED = 255
-#: Without asking for passwords, which nobody would answer; one connection serves many commands.
+#: Without asking for passwords, which nobody would answer.
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15")
 
 

@@ -11,9 +11,7 @@ from megatron_srpo.launch.logs import Follower
 from megatron_srpo.launch.record import JobRecord
 from megatron_srpo.launch.shell import Shell
 from megatron_srpo.launch.slurm_state import JobState, job_state
-
-#: Exit status of a run that was stopped on request and has saved (EX_TEMPFAIL of sysexits).
-STOPPED = 75
+from megatron_srpo.session.stop import STOPPED_STATUS
 
 _LOOK_S = 3.0
 #: Looks at a job that no part of Slurm knows, before it is given up.
@@ -146,5 +144,5 @@ def _process_state(record: JobRecord, run: dict[str, Any], shell: Shell) -> JobS
 
 
 def _ended_process(run: dict[str, Any]) -> JobState:
-    status = {"finished": 0, "stopped": STOPPED}.get(str(run.get("state")), 1)
+    status = {"finished": 0, "stopped": STOPPED_STATUS}.get(str(run.get("state")), 1)
     return JobState("FAILED" if status else "COMPLETED", exit_status=status)

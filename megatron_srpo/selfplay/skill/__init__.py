@@ -1,0 +1,1 @@
+"""Skill-aware measurement: question, abstract code, vector. The code is never executed."""

@@ -33,7 +33,7 @@ PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
 PINNED = $(if $(PINS),--constraint $(PINS))
 INPUTS := setup.py $(wildcard constraints/*.txt)
 
-.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-bench install-resiliency install-slurm install-chromium screenshots freeze clean help
+.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-self-play install-bench install-resiliency install-slurm install-chromium screenshots freeze clean help
 .DEFAULT_GOAL := help
 
 quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, then train with the main example and write its report
@@ -41,7 +41,7 @@ quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, 
 	    $(addprefix rollout.engine=,$(ENGINE)) output_dir=$(RUN)
 	@echo "Report: $(RUN)/report.html"
 
-test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.sglang $(VENV)/.kernels $(VENV)/.resiliency ## install, then run all tests; what cannot run here is counted by reason
+test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.self-play $(VENV)/.sglang $(VENV)/.kernels $(VENV)/.resiliency ## install, then run all tests; what cannot run here is counted by reason
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
@@ -51,6 +51,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 
 install: $(VENV)/.base ## virtual environment with the package (editable)
 install-launch: $(VENV)/.launch ## nemo-run, for launching on other machines
+install-self-play: $(VENV)/.self-play ## clusters, BLEU and embeddings for self-play, with a small embedding model
 install-bench: $(VENV)/.bench ## TRL and py-spy, for tools/benchmarks
 install-resiliency: $(VENV)/.resiliency ## nvidia-resiliency-ext in a folder of its own, for the tests of hanging ranks
 install-sglang: $(VENV)/.sglang ## the SGLang server and its router, as they run without a GPU
@@ -85,7 +86,7 @@ $(VENV)/.base: $(VENV)/.torch
 	$(PIP) install $(PINNED) --editable '.[$(ACCELERATOR)]'
 	@touch $@
 
-$(VENV)/.dev $(VENV)/.launch $(VENV)/.bench: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.dev $(VENV)/.launch $(VENV)/.self-play $(VENV)/.bench: $(VENV)/.%: $(VENV)/.base
 	$(PIP) install $(PINNED) --editable '.[$(ACCELERATOR),$*]'
 	@touch $@
 

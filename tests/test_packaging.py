@@ -15,7 +15,7 @@ from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "megatron_srpo"
-ISSUE_EXTRAS = {"cpu", "gpu", "sglang", "launch", "dev"}
+ISSUE_EXTRAS = {"cpu", "gpu", "sglang", "launch", "self-play", "dev"}
 
 LARGEST_FILE_BYTES = 25_000
 LONGEST_FUNCTION_LINES = 100
@@ -162,7 +162,7 @@ def test_megatron_core_is_never_asked_for_with_its_extras() -> None:
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
-@pytest.mark.parametrize("extra", ["core", "cpu", "dev", "bench", "launch", "sglang"])
+@pytest.mark.parametrize("extra", ["core", "cpu", "dev", "bench", "launch", "self-play", "sglang"])
 def test_constraints_satisfy_the_requirements(python: str, extra: str) -> None:
     """Every requirement is pinned, and to a version inside its bounds."""
     path = REPOSITORY / "constraints" / f"cpu-py{python.replace('.', '')}.txt"

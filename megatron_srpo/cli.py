@@ -17,6 +17,7 @@ from megatron_srpo.commands import (
     plan,
     recipes,
     report,
+    self_play,
     serve,
     train,
 )
@@ -29,6 +30,7 @@ examples:
   megatron-srpo train --config examples/quickstart.yaml --resume
   megatron-srpo train --options optimizer
   megatron-srpo eval --model models/Qwen3-4B --benchmark math500 aime24 --data data
+  megatron-srpo self-play --config examples/self_play/r_diverse.yaml
   megatron-srpo serve --config run.yaml --register /shared/servers --slot 2
   megatron-srpo compare --config examples/quickstart.yaml --seeds 1 2 3
   megatron-srpo doctor --config examples/quickstart.yaml
@@ -74,6 +76,7 @@ def _on_run(
 
 _COMMANDS = {
     "train": _of(train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
+    "self-play": _of(self_play, "train a Challenger and a Solver in turn (R-Zero, R-Diverse)"),
     "eval": _of(evaluate, "measure avg@k, pass@k and maj@k of a model or checkpoint on benchmarks"),
     "compare": _of(compare, "run several algorithms from the same weights and seeds; draw one figure"),
     "report": _of(report, "write the report page of a run"),

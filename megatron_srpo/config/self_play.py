@@ -14,17 +14,20 @@ from megatron_srpo.errors import ConfigError
 
 DEFAULT_CHALLENGER_SYSTEM = (
     "You are an expert competition-math problem setter.\n"
-    "FIRST, in your private scratch-pad, think step-by-step to design a brand-new, non-trivial problem. The "
-    "problem could come from any field of mathematics, including but not limited to algebra, geometry, number "
-    "theory, combinatorics, prealgebra, probability, statistics, and calculus. Aim for a difficulty such that "
-    "fewer than 30 % of advanced high-school students could solve it. Avoid re-using textbook clichés or famous "
-    "contest problems.\n"
+    "FIRST, in your private scratch-pad, think step-by-step to design a brand-new, non-trivial problem. "
+    "The problem could come from any field of mathematics, including but not limited to algebra, geometry, "
+    "number theory, combinatorics, prealgebra, probability, statistics, and calculus. "
+    "Aim for a difficulty such that fewer than 30 % of advanced high-school students could solve it. "
+    "Avoid re-using textbook clichés or famous contest problems.\n"
     "THEN, without revealing any of your private thoughts, output **exactly** the following two blocks:\n\n"
     "<question>\n{The full problem statement on one or more lines}\n</question>\n\n"
     "\\boxed{final_answer}\n\n"
     "Do NOT output anything else—no explanations, no extra markup."
 )
-DEFAULT_CHALLENGER_USER = "Generate one new, challenging reasoning question now. Remember to format the output exactly as instructed."
+DEFAULT_CHALLENGER_USER = (
+    "Generate one new, challenging reasoning question now. "
+    "Remember to format the output exactly as instructed."
+)
 DEFAULT_SOLVER_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -80,7 +83,7 @@ class ChallengerRewardConfig(Config):
     )
     repetition: str = option(
         "skill",
-        "Distance that joins repeated questions of a batch: 1 - BLEU, or 1 - cosine of skills; off: no penalty.",
+        "Distance that joins repeated questions of a batch: 1 - BLEU, or 1 - cosine of skills; off: none.",
         choices=("off", "bleu", "skill"),
     )
     repetition_weight: float = option(1.0, "Weight of the batch repetition penalty.", minimum=0)
@@ -207,12 +210,16 @@ class SelfPlayConfig(Config):
         for name, run in (("challenger", self.challenger), ("solver", self.solver)):
             if run.data.train:
                 raise ConfigError(f"{name}.data.train is what self-play writes itself; remove it")
+            if not run.reward.workers:
+                raise ConfigError(
+                    f"{name}.reward.workers = 0: answers are compared by math-verify; set 1 or more"
+                )
         if self.challenger.data.eval:
             raise ConfigError("challenger.data.eval: a Challenger has nothing to be right about; remove it")
         if self.challenger.algorithm.name != "grpo":
             raise ConfigError(
-                f"challenger.algorithm.name = {self.challenger.algorithm.name!r}: no question is the right one "
-                "that a teacher could be shown; set it to grpo"
+                f"challenger.algorithm.name = {self.challenger.algorithm.name!r}: no question is the right "
+                "one that a teacher could be shown; set it to grpo"
             )
 
     def _check_unmeasured(self) -> None:

@@ -70,6 +70,11 @@ class TrainingConfig(Config):
         "each micro-batch. 0: off; the router then follows the reward alone.",
         minimum=0,
     )
+    initial_checkpoint: str | None = option(
+        None,
+        "Training checkpoint (step_...) of the model in model.path whose weights to begin with, at the full "
+        "precision that its optimizer kept; moments and schedule begin anew.",
+    )
     distributed_timeout_s: float = option(
         600.0, "Seconds after which a collective operation that makes no progress fails.", minimum=1
     )

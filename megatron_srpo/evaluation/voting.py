@@ -37,19 +37,26 @@ class Voter:
     failed: bool = False
 
 
-def cast_votes(voters: Sequence[Voter], score: ScoreAll, threshold: float) -> list[str | None]:
+def cast_votes(
+    voters: Sequence[Voter], score: ScoreAll, threshold: float, blind: bool = False
+) -> list[str | None]:
     """Return what every response votes for; equal texts are one answer, None is no vote.
 
     Args:
         voters: of any prompts, which ``prompt.id`` tells apart.
         score: the verifiers; asked whether two answers agree.
         threshold: least score of answers that agree.
+        blind: no right answer is known, so that all answers which may mean the same are compared.
     """
     ballots: dict[str, _Ballot] = defaultdict(_Ballot)
     keys = [_key(voter) for voter in voters]
     for voter, key in zip(voters, keys, strict=True):
         ballots[voter.prompt.id].add(voter, key)
-    pairs = [(ballot, pair) for ballot in ballots.values() for pair in ballot.undecided()]
+    pairs = [
+        (ballot, pair)
+        for ballot in ballots.values()
+        for pair in (ballot.all_pairs() if blind else ballot.undecided())
+    ]
     asked = [replace(ballot.prompt, answer=one) for ballot, (one, _) in pairs]
     answers = score(asked, [f"<answer>{other}</answer>" for _, (_, other) in pairs]) if pairs else []
     for (ballot, pair), agreed in zip(pairs, answers, strict=True):
@@ -99,6 +106,11 @@ class _Ballot:
     def join(self, one: str, other: str) -> None:
         self.parent[self.find(other)] = self.find(one)
 
+    def all_pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield pairs of answers that may be the same value, likely ones first."""
+        known = [key for key, _ in self.votes.most_common() if key not in self.failed]
+        yield from _alike(known) if self.prompt.task == "math" else ()
+
     def undecided(self) -> Iterator[tuple[str, str]]:
         """Yield pairs of wrong answers that may be the same value, where that could change who wins."""
         if self.right is None or self.prompt.task != "math":
@@ -108,6 +120,9 @@ class _Ballot:
         right_votes = sum(count for key, count in self.votes.items() if key not in wrong)
         if right_votes > sum(self.votes[key] for key in wrong):
             return
-        for one, other in combinations([key for key in wrong if key not in self.failed], 2):
-            if equal_text(one, other) is None:
-                yield one, other
+        yield from _alike([key for key in wrong if key not in self.failed])
+
+
+def _alike(answers: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs that their texts alone cannot decide."""
+    return (pair for pair in combinations(answers, 2) if equal_text(*pair) is None)

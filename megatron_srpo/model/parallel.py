@@ -200,6 +200,11 @@ def initialize_parallel(
     )
 
 
+def leave_parallel() -> None:
+    """Forget Megatron-Core's process groups, so that this process may make others for another model."""
+    parallel_state.destroy_model_parallel()
+
+
 def _replica_group() -> dist.ProcessGroup:
     """Join the copies of the weights that one context-parallel group works with; Megatron-Core has no such
     group."""

@@ -57,6 +57,7 @@ class LocalEngine:
         if batch_size < 1:
             raise EngineError(f"batch_size = {batch_size}; give at least 1")
         self._model: PreTrainedModel | None = load_model(Path(folder), dtype).to(device)
+        self._home = device
         stops = default_stop_tokens(self._model) if stop_tokens is None else stop_tokens
         self._vocabulary = Vocabulary.of(self._model.config.vocab_size, vocab_limit, stops)
         self._batch_size = batch_size
@@ -117,6 +118,10 @@ class LocalEngine:
         self._mixed = True  # until the last tensor is in: an exception on the way leaves it so
         copy_weights(model, tensors)
         self._mixed, self._version = False, version
+
+    def move_to(self, device: torch.device | str | None) -> None:
+        """Move the model to another device, or (None) back to the one that it was made for."""
+        self.model.to(self._home if device is None else device)
 
     def close(self) -> None:
         """Drop the model."""

@@ -32,6 +32,11 @@ class SkillMeasure(Protocol):
         ...
 
     @property
+    def description(self) -> str:
+        """What measures, for people: says plainly where something stands in for a model."""
+        ...
+
+    @property
     def dimension(self) -> int:
         """Length of the vectors."""
         ...

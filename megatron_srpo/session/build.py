@@ -17,28 +17,36 @@ from megatron_srpo.data.sampler import PromptSampler
 from megatron_srpo.data.sources import PromptSets, load_prompts, mixture_weights
 from megatron_srpo.errors import EngineError
 from megatron_srpo.model.architecture import Qwen3Architecture
-from megatron_srpo.model.parallel import initialize_parallel
+from megatron_srpo.model.parallel import initialize_parallel, leave_parallel
 from megatron_srpo.model.precision import choose_layers, token_alignment
 from megatron_srpo.model.stages import PipelineStages
 from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.session.control import Control, stop_file
 from megatron_srpo.session.engine import link_engine
 from megatron_srpo.session.evaluate import Evaluator
+from megatron_srpo.session.kept_responses import KeptResponses
 from megatron_srpo.session.lessons import TeacherPrompts
 from megatron_srpo.session.models import build_trainer
 from megatron_srpo.session.preflight import check_run
 from megatron_srpo.session.recording import Recorder
 from megatron_srpo.session.run import Parts, Run
+from megatron_srpo.session.sampling import Sampling
+from megatron_srpo.session.scorer import NOT_EMBEDDED, Embedding, Scorer, ScorerParts, Verifiers
 from megatron_srpo.session.status import RunStatus
 from megatron_srpo.session.stop import StopSignals
-from megatron_srpo.training.checkpoint import finished_checkpoints, load_checkpoint
+from megatron_srpo.training.checkpoint import finished_checkpoints, load_checkpoint, load_weights
 from megatron_srpo.training.exchange import from_first_rank, largest_anywhere
 from megatron_srpo.training.fence import Fence, claim
 from megatron_srpo.weights.agreement import on_first_rank
 
 
 @contextmanager
-def open_run(config: RunConfig, resume: bool, signals: StopSignals | None = None) -> Iterator[Run]:
+def open_run(
+    config: RunConfig,
+    resume: bool,
+    signals: StopSignals | None = None,
+    embedding: Embedding = NOT_EMBEDDED,
+) -> Iterator[Run]:
     """Join the process group and build this rank's part of a run; close everything at the end.
 
     A default process group that exists already (in an embedding program) is used and left open. Whoever held
@@ -47,27 +55,29 @@ def open_run(config: RunConfig, resume: bool, signals: StopSignals | None = None
     Args:
         resume: go on from the newest checkpoint, if there is one.
         signals: this rank's requests to stop; by default none is heeded.
+        embedding: what the program around the run changes of it.
 
     Raises:
         UserError: the configuration, model, data or checkpoint cannot be used.
         StopRequested: while servers were waited for.
     """
     _quiet_libraries()
-    with _process_group(config.training.distributed_timeout_s):
+    with process_group(config.training.distributed_timeout_s):
         arch = check_run(config, dist.get_world_size())
         resume = from_first_rank(resume)
         fence = on_first_rank(lambda: _take_over(Path(config.output_dir)))
         found = on_first_rank(lambda: _newest_checkpoint(config)) if resume else None
         step = found[0] if found else 0
+        control = Control(fence, signals or StopSignals(), embedding.stop_folders)
         with (
             RunStatus(fence, config.training.steps, dist.get_rank(), step) as status,
-            _open_parts(config, arch, found, Control(fence, signals or StopSignals()), status) as run,
+            _open_parts(config, arch, found, control, status, embedding) as run,
         ):
             yield run
 
 
 @contextmanager
-def _process_group(timeout_s: float) -> Iterator[None]:
+def process_group(timeout_s: float) -> Iterator[None]:
     """Join the default process group, unless this process has done so; leave it together at a regular end."""
     if dist.is_initialized():
         yield
@@ -98,6 +108,7 @@ def _open_parts(
     checkpoint: tuple[int, Path] | None,
     control: Control,
     status: RunStatus,
+    embedding: Embedding,
 ) -> Iterator[Run]:
     layout, chosen = config.parallel, config.model
     layers = choose_layers(chosen.layers, chosen.dtype, chosen.fp8, chosen.fp8_params, platform.accelerator())
@@ -114,6 +125,8 @@ def _open_parts(
     progress: dict[str, Any] = {"step": 0, "training_seconds": 0.0}
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint[1], trainer)
+    elif config.training.initial_checkpoint:
+        load_weights(Path(config.training.initial_checkpoint), trainer)
     control.poll()  # loading takes long, and the recorder changes files
     recorder = Recorder(config, progress["step"], active=dist.get_rank() == 0)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
@@ -127,7 +140,14 @@ def _open_parts(
             control.heed()  # which may be why nobody waited for servers any longer
             raise
         prompts = _prompts(config, tokenizer, recorder)
-        if groups.is_leader:
+        sampling: Sampling = link.sampling
+        if embedding.responses is not None:
+            sampling = KeptResponses(sampling, embedding.responses, groups)
+        scorer: Scorer = Verifiers(rewards, groups)
+        if embedding.open_scorer is not None:
+            offered = ScorerParts(groups, tokenizer, control, rewards, say)
+            scorer = stack.enter_context(embedding.open_scorer(offered))
+        elif groups.is_leader:
             rewards.start()
         parts = Parts(
             config=config,
@@ -138,9 +158,10 @@ def _open_parts(
                 prompts.train, config.data.seed, config.data.shuffle, mixture_weights(config.data)
             ),
             trainer=trainer,
-            sampling=link.sampling,
+            sampling=sampling,
+            evaluation_sampling=link.sampling,
             publisher=link.publisher,
-            rewards=rewards,
+            scorer=scorer,
             teacher_prompts=TeacherPrompts(tokenizer, config.data, tokenizer.all_special_tokens, config.seed),
             evaluator=Evaluator(config, prompts.eval, tokenizer, rewards, groups, control.fence.held),
             recorder=recorder,
@@ -148,6 +169,7 @@ def _open_parts(
             status=status,
         )
         yield Run(parts, progress["step"], progress["training_seconds"])
+    leave_parallel()
 
 
 def _quiet_libraries() -> None:

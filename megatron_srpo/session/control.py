@@ -22,10 +22,12 @@ class Control:
 
     Args:
         signals: this rank's.
+        stop_folders: further folders, besides the run's own, whose stop file counts.
     """
 
-    def __init__(self, fence: Fence, signals: StopSignals) -> None:
+    def __init__(self, fence: Fence, signals: StopSignals, stop_folders: tuple[Path, ...] = ()) -> None:
         self.fence, self._signals = fence, signals
+        self._folders = (fence.run_folder, *stop_folders)
 
     def poll(self) -> str | None:
         """Return why the run shall stop, the same on all ranks; None to go on. A collective over the job.
@@ -63,7 +65,7 @@ class Control:
             raise StopRequested(reason)
 
     def _stop_file(self) -> int:
-        return _LOST - 1 if stop_file(self.fence.run_folder).exists() else 0
+        return _LOST - 1 if any(stop_file(folder).exists() for folder in self._folders) else 0
 
 
 def stop_file(run_folder: Path) -> Path:

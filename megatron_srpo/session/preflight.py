@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_srpo.config.loader import read_yaml, to_tree
 from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.config.training import mini_batch_prompts
 from megatron_srpo.errors import CheckpointError, ConfigError
 from megatron_srpo.model.architecture import Qwen3Architecture, check_expert_tokens, check_layout
@@ -37,6 +38,12 @@ RESUMABLE = (
     "rollout.sglang.log_tail_lines",
     "checkpoint",
     "report",
+)
+# The length of a self-play is its iterations; how long each trains decides the trajectory.
+_RESUMABLE_SELF_PLAY = (
+    "output_dir",
+    "iterations",
+    *(f"{role}.{key}" for role in ("challenger", "solver") for key in RESUMABLE if key != "training.steps"),
 )
 
 
@@ -97,12 +104,12 @@ def _check_lengths(config: RunConfig, arch: Qwen3Architecture) -> None:
             )
 
 
-def is_started(config: RunConfig) -> bool:
+def is_started(config: RunConfig | SelfPlayConfig) -> bool:
     """Say whether ``output_dir`` holds a run."""
     return (Path(config.output_dir) / "config.yaml").exists()
 
 
-def check_output(config: RunConfig, resume: bool) -> None:
+def check_output(config: RunConfig | SelfPlayConfig, resume: bool) -> None:
     """Refuse to overwrite a run, and to continue one under another configuration.
 
     Raises:
@@ -119,8 +126,9 @@ def check_output(config: RunConfig, resume: bool) -> None:
         return
     if not stored.exists():
         raise CheckpointError(f"{config.output_dir} holds no run to resume; start it without --resume")
+    resumable = RESUMABLE if isinstance(config, RunConfig) else _RESUMABLE_SELF_PLAY
     for key, ours, theirs in differences(to_tree(config), read_yaml(stored)):
-        if not key.startswith(RESUMABLE):
+        if not key.startswith(resumable):
             raise ConfigError(
                 f"{key} = {ours!r}, but the run in {config.output_dir} has {theirs!r}; a resumed run keeps "
                 "its configuration (only its length, output, checkpoints, reports, the place of "

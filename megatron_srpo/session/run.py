@@ -24,7 +24,6 @@ from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.report.histograms import LengthCounts
 from megatron_srpo.report.samples import RolloutSample
-from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.rewards.types import Score
 from megatron_srpo.rollout.engine import WeightPublisher
 from megatron_srpo.rollout.types import SamplingParams
@@ -44,6 +43,7 @@ from megatron_srpo.session.rollouts import (
 )
 from megatron_srpo.session.samples import Story, chosen_samples, samples_due
 from megatron_srpo.session.sampling import Sampling, Ticket
+from megatron_srpo.session.scorer import Scorer
 from megatron_srpo.session.status import RunStatus
 from megatron_srpo.session.step_metrics import (
     balance_metrics,
@@ -55,7 +55,7 @@ from megatron_srpo.session.step_metrics import (
 )
 from megatron_srpo.session.stop import StopRequested
 from megatron_srpo.training.checkpoint import save_checkpoint
-from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas, on_leader
+from megatron_srpo.training.exchange import from_first_rank, gather_over_replicas
 from megatron_srpo.training.loss import TrainingSample
 from megatron_srpo.training.scoring import TokenScores
 from megatron_srpo.training.shared_work import ReplicaWork, SharedWork
@@ -83,8 +83,9 @@ class Parts:
     sampler: PromptSampler
     trainer: Trainer
     sampling: Sampling
+    evaluation_sampling: Sampling
     publisher: WeightPublisher
-    rewards: RewardPool
+    scorer: Scorer
     teacher_prompts: TeacherPrompts
     evaluator: Evaluator
     recorder: Recorder
@@ -204,9 +205,7 @@ class Run:
         return ScoredBatch(rollouts, known if len(known) == len(rollouts) else self._score(rollouts))
 
     def _score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Score responses; the replica's leader runs the verifiers."""
-        items = [(rollout.prompt, rollout.text) for rollout in rollouts]
-        return on_leader(lambda: self.parts.rewards.score(items), self.groups)
+        return self.parts.scorer.score(rollouts)
 
     def assign(self, batch: ScoredBatch) -> Assignment:
         """Compute advantages and routes."""
@@ -282,6 +281,7 @@ class Run:
             **rollout_metrics(facts, cap),
             **update_metrics(results),
             **balance_metrics(work),
+            **self.parts.scorer.metrics(),
             **self.sync_metrics,
         }
         self._count_discarded()
@@ -341,7 +341,7 @@ class Run:
         due = self.parts.evaluator.is_due(self.step, last)
         if due:
             with self.phase("evaluate"):
-                self.row |= self.parts.evaluator.evaluate(self.parts.sampling, self.step)
+                self.row |= self.parts.evaluator.evaluate(self.parts.evaluation_sampling, self.step)
         return due
 
     def finish_step(self) -> None:

@@ -68,8 +68,8 @@ class LocalSampling:
         Raises:
             EngineError: on all ranks of the replica, what keeps the engine from answering.
         """
-        if not ticket.requests:
-            return []
+        if ticket.completions is not None or not ticket.requests:
+            return ticket.completions or []
         return collect(self._engine, ticket.requests, ticket.params, self._groups.replica)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -174,5 +174,17 @@ class _GivenUpOnRequest:
                 return
 
 
-#: How a run samples.
-Sampling = LocalSampling | ServerSampling
+class Sampling(Protocol):
+    """How a run samples."""
+
+    def start(self, requests: Sequence[Request], params: SamplingParams) -> Ticket:
+        """Hand requests in."""
+        ...
+
+    def finish(self, ticket: Ticket, stop: Requests | None = None) -> list[Completion]:
+        """Return the answers, in order. A collective; see the implementations."""
+        ...
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop sampling for these requests."""
+        ...

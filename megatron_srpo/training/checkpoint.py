@@ -95,22 +95,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is no whole checkpoint of this model.
     """
-    if not (folder / _FINISHED).is_file():
-        raise CheckpointError(
-            f"{folder} is not a finished checkpoint; choose another or start without --resume"
-        )
-    try:
-        wanted = _state(trainer, loading=True)
-        wanted["policy"] = without_missing_states(wanted["policy"], folder)
-        if dist_checkpointing.load_common_state_dict(str(folder))["layout"] != _layout(trainer.groups):
-            # Random states belong to ranks that no longer exist; nothing in training draws from them today.
-            del wanted["random"]
-        state = dist_checkpointing.load(wanted, str(folder))
-    except (KeyError, ValueError, RuntimeError, CheckpointingException, CheckpointException) as error:
-        raise CheckpointError(
-            f"{folder} does not fit this run: {short_cause(error)}. Resume with the model and teacher it was "
-            "saved with, or start a new run"
-        ) from error
+    state = _load(folder, trainer, ())
     restore_weights(trainer.policy, state["policy"])
     restore_optimizer(trainer.optimizer.optimizer, state)
     trainer.optimizer.leave_device()
@@ -120,6 +105,42 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> dict[str, Any]:
     if "random" in state:
         _restore_random_states(state["random"])
     return state["progress"]
+
+
+def load_weights(folder: Path, trainer: Trainer) -> None:
+    """Begin with the weights of another run of the same model; moments and schedule begin anew. A collective.
+
+    Unlike an exported model, the checkpoint holds what the optimizer kept in fp32: at small learning rates
+    most of what a bf16 policy has learnt is not visible in bf16 yet.
+
+    Raises:
+        CheckpointError: the folder is no whole checkpoint of this model.
+    """
+    state = _load(folder, trainer, without=("scheduler", "random", "teacher"))
+    restore_weights(trainer.policy, state["policy"])
+    restore_optimizer(trainer.optimizer.optimizer, state)
+    trainer.optimizer.forget()
+    trainer.optimizer.leave_device()
+
+
+def _load(folder: Path, trainer: Trainer, without: tuple[str, ...]) -> dict[str, Any]:
+    """Read a checkpoint's parts, but for those named in ``without``."""
+    if not (folder / _FINISHED).is_file():
+        raise CheckpointError(
+            f"{folder} is not a finished checkpoint; choose another or start without --resume"
+        )
+    try:
+        wanted = {name: part for name, part in _state(trainer, loading=True).items() if name not in without}
+        wanted["policy"] = without_missing_states(wanted["policy"], folder)
+        if dist_checkpointing.load_common_state_dict(str(folder))["layout"] != _layout(trainer.groups):
+            # Random states belong to ranks that no longer exist; nothing in training draws from them today.
+            wanted.pop("random", None)
+        return dist_checkpointing.load(wanted, str(folder))
+    except (KeyError, ValueError, RuntimeError, CheckpointingException, CheckpointException) as error:
+        raise CheckpointError(
+            f"{folder} does not fit this run: {short_cause(error)}. Resume with the model and teacher it was "
+            "saved with, or start a new run"
+        ) from error
 
 
 def _state(trainer: Trainer, loading: bool) -> dict[str, Any]:

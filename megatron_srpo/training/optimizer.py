@@ -142,6 +142,18 @@ class PolicyOptimizer:
                     state.setdefault("step", torch.zeros((), dtype=torch.float32))
         self.leave_device()
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Set Adam's moments and counts of steps back to zero; the weights stay."""
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            for state in part.optimizer.state.values():
+                for name in ("exp_avg", "exp_avg_sq", "step"):
+                    if name in state:
+                        state[name].zero_()
+            for group in part.optimizer.param_groups:
+                if "step" in group:  # where Transformer Engine's Adam counts
+                    group["step"] = 0
+
     def leave_device(self) -> None:
         """Move to host memory what was made or loaded elsewhere, where the state lives there."""
         for part in self._on_host:

@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, in every layout that the model allows, or an error says why not."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from megatron_srpo.config.algorithm import AlgorithmConfig
-from megatron_srpo.config.training import TeacherConfig
+from megatron_srpo.config.training import OptimizerConfig, TeacherConfig
 from megatron_srpo.errors import CheckpointError
 from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.model.build import build_policy
@@ -17,8 +18,10 @@ from megatron_srpo.training.checkpoint import (
     checkpoint_folder,
     finished_checkpoints,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
 )
+from megatron_srpo.training.trainer import Trainer
 from megatron_srpo.weights.gather import hf_tensors
 from megatron_srpo.weights.megatron_checkpoint import load_megatron
 from tests.model.tiny import EXPERTS, write_random_qwen3
@@ -230,6 +233,54 @@ def read_averages(rank: int, world: int, path: Path) -> dict[str, torch.Tensor]:
     initialize_parallel(1, 1)
     found = dist_checkpointing.load_plain_tensors(str(path))
     return {name: tensor for name, tensor in found.items() if name.startswith("teacher.average.")}
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_another_run_begins_with_all_that_was_learnt(folder: str, tmp_path: Path, distributed: bool) -> None:
+    """bf16, at a learning rate that moves few weights by a whole bf16 step: the optimizer knows more."""
+    layout = Layout(tp=1, pp=1, distributed=distributed)
+    saved = run_ranks(1, learn_a_little, folder, layout, tmp_path)[0]
+    begun = run_ranks(1, begin_anew, folder, layout, checkpoint_folder(tmp_path, 1))[0]
+    assert begun["masters"].keys() == saved["masters"].keys()
+    for name, value in saved["masters"].items():
+        assert torch.equal(begun["masters"][name], value)
+    assert any(not torch.equal(one, one.bfloat16().float()) for one in begun["masters"].values())
+    assert saved["largest moment"] > 0
+    assert begun["largest moment"] == 0
+    assert (saved["schedule"], begun["schedule"]) == (1, 0)
+
+
+SLOW = OptimizerConfig(learning_rate=1e-5, warmup_steps=0)
+
+
+def slow_trainer(folder: str, layout: Layout) -> Trainer:
+    groups, optimizer = layout.initialize(), dataclasses.replace(SLOW, distributed=layout.distributed)
+    return make_trainer(folder, groups, SRPO, dtype=torch.bfloat16, layout=layout, optimizer=optimizer)
+
+
+def learn_a_little(rank: int, world: int, folder: str, layout: Layout, root: Path) -> dict[str, Any]:
+    trainer = slow_trainer(folder, layout)
+    train_step(trainer, fixed_rollouts())
+    save_checkpoint(root, 1, trainer, {}, keep=1)
+    return optimizer_contents(trainer)
+
+
+def begin_anew(rank: int, world: int, folder: str, layout: Layout, path: Path) -> dict[str, Any]:
+    trainer = slow_trainer(folder, layout)
+    load_weights(path, trainer)
+    return optimizer_contents(trainer)
+
+
+def optimizer_contents(trainer: Trainer) -> dict[str, Any]:
+    (part,) = trainer.optimizer.optimizer.chained_optimizers
+    groups = part.optimizer.param_groups
+    masters = [value.detach().clone() for group in groups for value in group["params"]]
+    moments = [state[name] for state in part.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    return {
+        "masters": {str(number): value for number, value in enumerate(masters)},
+        "largest moment": max(float(moment.abs().max()) for moment in moments),
+        "schedule": trainer.optimizer.scheduler.num_steps,
+    }
 
 
 def test_the_policy_can_be_read_without_the_rest(folder: str, tmp_path: Path) -> None:

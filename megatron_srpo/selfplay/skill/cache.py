@@ -2,9 +2,9 @@
 
 Append-only, one record per batch, so a batch is there as a whole or not at all::
 
-    codes.jsonl            {"step", "coder", "questions": [sha256], "codes": [text or null], "reasons": [text]}
-    vectors.jsonl          {"step", "embedder", "texts": [sha256], "dimension"}
-    vectors-<digest>.f32   rows of one embedder, float32, in the order of its records
+    codes.jsonl           {"step", "coder", "questions": [sha256], "codes": [text or null], "reasons"}
+    vectors.jsonl         {"step", "embedder", "texts": [sha256], "dimension"}
+    vectors-<digest>.f32  rows of one embedder, float32, in the order of its records
 
 Rows are forced to disk before the record that speaks of them; rows without a record are cut off when the
 folder is opened.
@@ -12,7 +12,7 @@ folder is opened.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class CodeCache:
         for record in read_records(self._file.path):
             if record.get("coder") == coder:
                 columns = _columns(record, self._file.path, "questions", "codes", "reasons")
-                self._found |= {key: Rewrite(code, reason) for key, code, reason in zip(*columns, strict=True)}
+                self._found |= {
+                    key: Rewrite(code, reason) for key, code, reason in zip(*columns, strict=True)
+                }
 
     def __len__(self) -> int:
         return len(self._found)
@@ -121,7 +123,7 @@ class VectorCache:
         dimensions: set[int] = set()
         for record in read_records(self._index.path):
             if record.get("embedder") == self._embedder:
-                keys += next(_columns(record, self._index.path, "texts"))
+                keys += _columns(record, self._index.path, "texts")[0]
                 dimensions.add(int(record.get("dimension", 0)))
         if len(dimensions) > 1 or 0 in dimensions:
             raise DataError(f"{self._index.path} is damaged: dimensions {dimensions}; {_REMEDY}")
@@ -130,7 +132,9 @@ class VectorCache:
     def _cut_off(self, expected: int) -> None:
         size = self._rows.stat().st_size if self._rows.exists() else 0
         if size < expected:
-            raise DataError(f"{self._rows} has {size} bytes, but vectors.jsonl speaks of {expected}; {_REMEDY}")
+            raise DataError(
+                f"{self._rows} has {size} bytes, but vectors.jsonl speaks of {expected}; {_REMEDY}"
+            )
         if size > expected:
             os.truncate(self._rows, expected)
 
@@ -138,9 +142,10 @@ class VectorCache:
 _REMEDY = "remove the folder, and the skills are measured again"
 
 
-def _columns(record: dict[str, Any], path: Path, *names: str) -> Iterator[list[Any]]:
-    columns = [record.get(name) for name in names]
-    lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
-    if len(lengths) != 1 or -1 in lengths:
-        raise DataError(f"{path}: the record of step {record['step']} lacks one of {', '.join(names)}; {_REMEDY}")
-    return iter(columns)  # type: ignore[arg-type]
+def _columns(record: dict[str, Any], path: Path, *names: str) -> list[list[Any]]:
+    columns = [column for name in names if isinstance(column := record.get(name), list)]
+    if len(columns) < len(names) or len({len(column) for column in columns}) != 1:
+        raise DataError(
+            f"{path}: the record of step {record['step']} lacks one of {', '.join(names)}; {_REMEDY}"
+        )
+    return columns

@@ -39,7 +39,9 @@ def model_folder(model: str) -> Path:
     """
     if not model.startswith(PACKAGE):
         if not Path(model).is_dir():
-            raise ModelError(f"skill.embedder.model = {model!r} is no folder; download the model, or {REMEDY}")
+            raise ModelError(
+                f"skill.embedder.model = {model!r} is no folder; download the model, or {REMEDY}"
+            )
         return Path(model)
     name, _, inside = model.removeprefix(PACKAGE).partition("/")
     # A dotted name would import its parent to be found.
@@ -55,8 +57,9 @@ def model_folder(model: str) -> Path:
 def unit_rows(vectors_TD: NDArray[np.float32], texts: Sequence[str], model: str) -> NDArray[np.float32]:
     """Return rows of unit length in float32, whatever the model gave.
 
-    A row that has no direction (all zero, or not finite, as after an overflow in half precision) is replaced by
-    one that the text alone decides and that is nearly orthogonal to all others: one text must not stop a run.
+    A row that has no direction (all zero, or not finite, as after an overflow in half precision) is replaced
+    by one that the text alone decides and that is nearly orthogonal to all others: one text must not stop a
+    run.
 
     Raises:
         ModelError: no row of several is usable; then the model is broken, not a text.
@@ -66,7 +69,7 @@ def unit_rows(vectors_TD: NDArray[np.float32], texts: Sequence[str], model: str)
     good_T = np.isfinite(lengths_T) & (lengths_T > 0)
     if len(texts) > 1 and not good_T.any():
         raise ModelError(f"{model} gives vectors that are zero or not finite for all of {len(texts)} texts")
-    for place in np.flatnonzero(~good_T):
+    for place in np.flatnonzero(~good_T).tolist():
         rows_TD[place] = _stray(texts[place], rows_TD.shape[1])
     return (rows_TD / np.where(good_T, lengths_T, 1.0)[:, None]).astype(np.float32)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_srpo.errors import ModelError
 
-#: Of a large file so many slices are read: whole weights of a 7B model would take a minute from a network disk.
+#: Of a large file so many slices are read: all of a 7B model would take a minute from a network disk.
 SLICES, SLICE_BYTES = 64, 1 << 16
 _READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 

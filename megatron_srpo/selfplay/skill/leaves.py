@@ -1,8 +1,8 @@
 """Numbers and written-out expressions of a question: what its operations act on.
 
-``mark_leaves`` replaces each by ``#0``, ``#1``, ... and returns them as Python expressions. A small parser of its
-own reads them, since they stand in the middle of sentences: it takes as much as makes an expression. Numbers are
-constants that are still text.
+``mark_leaves`` replaces each by ``#0``, ``#1``, ... and returns them as Python expressions. A small parser of
+its own reads them, since they stand in the middle of sentences: it takes as much as makes an expression.
+Numbers are constants that are still text.
 """
 
 import ast
@@ -17,8 +17,11 @@ MOST_DEEP, MOST_OPERATIONS = 30, 60
 _COUNTED = ("numbers", "integers", "digits")
 FUNCTIONS = ("max", "min", "gcd", "lcm", "sqrt", "abs", "factorial")
 
-_TOKEN = re.compile(r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?)|[^\W\d_]+(?:'[^\W\d_]+)?|\*\*|//|==|\S")
-_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "$": " ", "#": " "})
+_TOKEN = re.compile(
+    r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?)|[^\W\d_]+(?:'[^\W\d_]+)?|\*\*|//|==|\S"
+)
+#: Signs of multiplication, division and minus; dollars are money or LaTeX, and # marks leaves.
+_SIGNS = str.maketrans("\u00d7\u00b7\u22c5\u00f7\u2212\u2013$#", "***/--  ")
 _LATEX = (
     (re.compile(r"\\[dt]?frac\{([^{}]{1,80})\}\{([^{}]{1,80})\}"), r"((\1)/(\2))"),
     (re.compile(r"\\sqrt\{([^{}]{1,80})\}"), r"sqrt(\1)"),
@@ -187,7 +190,7 @@ class _Reader:
         return values[0] if len(values) == 1 else None
 
     def _list(self) -> list[ast.expr]:
-        """Read expressions between commas and the closing bracket; none where that is not what stands there."""
+        """Read expressions between commas up to the closing bracket; none where something else stands."""
         values: list[ast.expr] = []
         while (value := self._sum()) is not None:
             values.append(value)
@@ -207,8 +210,9 @@ def _call(name: str, values: list[ast.expr]) -> ast.expr:
 def keep_method(leaf: ast.expr) -> ast.expr:
     """Turn the numbers that say how the answer is found into numbers of the code, so that they stay.
 
-    Only in expressions of several operations: 2 as the first factor or as a divisor (double, half), 2 and 3 as
-    exponents, and the divisor of a sum that counts its terms (a mean). ``2 * 4`` alone is a product like any.
+    In expressions of several operations these are 2 as the first factor or as a divisor (double, half) and
+    the divisor of a sum that counts its terms (a mean); ``2 * 4`` alone is a product like any. In all, 2 and 3
+    as exponents.
     """
     operations = [node for node in ast.walk(leaf) if isinstance(node, ast.BinOp)]
     for node in operations:

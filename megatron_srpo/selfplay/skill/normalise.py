@@ -8,8 +8,8 @@ reads sentences from left to right. The rules:
 2. A number joins what stands before by the step word before it in its clause ("and buys 3"), else by the one
    after it ("3 more"), else by one that a sentence began with ("Multiply 4 by 5"). Without any it starts a
    term of its own.
-3. Words that change one number ("half of 8", "doubles them") act on the number that follows in the clause, else
-   on the term before.
+3. Words that change one number ("half of 8", "doubles them") act on the number that follows in the clause,
+   else on the term before.
 4. A word that asks for something of all numbers ("total", "remainder", "larger") combines the terms.
 5. What is left without an operation becomes a call that is named by the question's other words in
    alphabetic order, capitalised ones left out as names.

@@ -37,7 +37,10 @@ _REFUSED = {
 
 
 def parse_code(text: str) -> Rewrite:
-    """Return the one function ``solver`` of an answer in standard form, or why there is none. Never raises."""
+    """Return the one function ``solver`` of an answer in standard form, or why there is none.
+
+    Raises nothing, whatever the text.
+    """
     source, reason = _extract(text)
     if source is None:
         return Rewrite(None, reason)

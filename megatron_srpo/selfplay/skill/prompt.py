@@ -9,9 +9,9 @@ RULES = """\
 Rewrite the question below as one Python function named `solver` that computes its answer.
 - Every number of the question becomes an argument with that number as its default value.
 - Names say what a quantity does in the calculation. No person, place, object or unit of the story appears.
-- No comments, no docstring, no imports, no other function, no printing, no randomness. Mathematical functions \
-such as gcd, sqrt or comb may be called by their names.
-- Only the steps of the solution count: two questions that are solved in the same way must give the same function.
+- No comments, no docstring, no imports, no other function, no printing, no randomness. Functions of \
+mathematics such as gcd, sqrt or comb may be called by their names.
+- Only the steps of the solution count: questions that are solved in the same way give the same function.
 Answer with exactly one ```python block and nothing else."""
 
 EXAMPLE_QUESTION = (

@@ -18,7 +18,19 @@ _BINARY: dict[str, type[ast.operator]] = {
 _ON_NUMBERS = ("gcd", "lcm")
 _CALLS = ("max", "min", "median", "digit_sum", "count_letters")
 #: Of the step words between two numbers, the first of these counts: "shared into bags of 4" divides.
-_STRENGTH = ("percent", "more_percent", "less_percent", "power", "mod", "div", "fewer", "mul", "sub", "add", "from")
+_STRENGTH = (
+    "percent",
+    "more_percent",
+    "less_percent",
+    "power",
+    "mod",
+    "div",
+    "fewer",
+    "mul",
+    "sub",
+    "add",
+    "from",
+)
 
 
 @dataclass
@@ -107,7 +119,7 @@ def _strongest(cues: Sequence[Cue]) -> str:
 
 
 def whole_operation(marked: str) -> str:
-    """Return what a question asks for of all its numbers: of several words the one that stands first in CUES."""
+    """Return what a question asks of all its numbers: of several words the one that is first in CUES."""
     places = [int(str(match.lastgroup)[1:]) for match in CUE.finditer(marked)]
     return next((CUES[place].operation for place in sorted(places) if CUES[place].kind == "whole"), "")
 
@@ -168,5 +180,3 @@ def alone(operation: str, term: ast.expr) -> ast.expr:
 def call(name: str, values: Sequence[ast.expr]) -> ast.expr:
     """Return a call of a function that is only named."""
     return ast.Call(ast.Name(name), list(values), [])
-
-

@@ -111,12 +111,11 @@ def recipe_config(
         evaluation=papers.evaluation_config(),
     )
     config = with_overrides(config, overrides)
-    _check_ranks(config, num_nodes * gpus_per_node)
+    check_ranks(config, num_nodes * gpus_per_node)
     return config
 
 
 def _rollout(layout: SizeLayout, gpus_per_node: int, placement: str) -> RolloutConfig:
-    colocated = placement == "colocated"
     return RolloutConfig(
         engine="sglang",
         prompts_per_step=papers.PROMPTS_PER_STEP,
@@ -125,12 +124,16 @@ def _rollout(layout: SizeLayout, gpus_per_node: int, placement: str) -> RolloutC
         top_p=1.0,
         max_response_tokens=papers.RESPONSE_TOKENS,
         placement=placement,
-        sglang=SGLangConfig(
-            # Of one machine.
-            servers=gpus_per_node // layout.server,
-            tensor_parallel=layout.server,
-            mem_fraction=COLOCATED_MEM_FRACTION if colocated else None,
-        ),
+        sglang=servers(layout, gpus_per_node, placement == "colocated"),
+    )
+
+
+def servers(layout: SizeLayout, gpus_per_node: int, colocated: bool) -> SGLangConfig:
+    """Return the SGLang servers of one machine; ``colocated`` ones share the trainer's GPUs."""
+    return SGLangConfig(
+        servers=gpus_per_node // layout.server,
+        tensor_parallel=layout.server,
+        mem_fraction=COLOCATED_MEM_FRACTION if colocated else None,
     )
 
 
@@ -145,8 +148,12 @@ def _training(paper: papers.Paper, layout: SizeLayout) -> TrainingConfig:
     )
 
 
-def _check_ranks(config: RunConfig, gpus: int) -> None:
-    """Refuse here what ranks would refuse when they have started."""
+def check_ranks(config: RunConfig, gpus: int) -> None:
+    """Refuse here what ranks would refuse when they have started.
+
+    Raises:
+        ConfigError: so many GPUs cannot share the layout or the batch.
+    """
     if gpus % config.parallel.replica:
         raise ConfigError(
             f"{gpus} GPUs cannot be shared by replicas of {config.parallel.replica}; change num_nodes, "

@@ -7,7 +7,9 @@ import pytest
 from megatron_srpo.cli import main
 from megatron_srpo.config.loader import load_config
 from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.launch.recipes import RECIPES, recipe_config
+from megatron_srpo.launch.self_play_recipes import SELF_PLAY_RECIPES, self_play_config
 
 
 def test_the_list_names_every_recipe_with_its_layout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +61,53 @@ def test_one_node_is_started_by_the_command_itself(capsys: pytest.CaptureFixture
     ],
 )
 def test_what_cannot_be_written_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes", *arguments]) == 2
+    assert f"megatron-srpo: error: {message}" in capsys.readouterr().err
+
+
+def test_the_list_ends_with_self_play(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("self-play")
+    assert [line.split()[0] for line in lines[start + 1 : start + 5]] == list(SELF_PLAY_RECIPES)
+
+
+def test_a_self_play_on_several_nodes_is_started_on_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "qwen3-8b-base-r-zero", "--num-nodes", "2"]) == 0
+    assert "torchrun --nnodes 2 --nproc-per-node 8" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_self_play_is_written_as_its_own_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "play.yaml"
+    arguments = ["qwen3-8b-base-r-diverse", "--coder", "c", "--embedder", "e", "--data", "sets"]
+    assert main(["recipes", *arguments, "pool.questions=80", "--out", str(path)]) == 0
+    assert capsys.readouterr().out == f"written: {path}\n"
+    head = path.read_text().splitlines()[:2]
+    assert head == [
+        "# qwen3-8b-base-r-diverse on 1 x 8 GPUs. arXiv 2602.13103.",
+        "#   megatron-srpo self-play --config FILE --replicas 2",
+    ]
+    expected = self_play_config(
+        "qwen3-8b-base-r-diverse", coder="c", embedder="e", data="sets", overrides=["pool.questions=80"]
+    )
+    assert load_config(SelfPlayConfig, path) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["qwen3-8b-srpo", "--coder", "c"], "--coder is for recipes of self-play"),
+        (
+            ["qwen3-8b-base-r-zero", "--benchmark", "gsm8k"],
+            "--benchmark: qwen3-8b-base-r-zero writes its own",
+        ),
+        (["qwen3-8b-base-r-zero", "--placement", "disaggregated"], "--placement disaggregated: "),
+        (["qwen3-8b-base-r-zeros"], "no self-play recipe 'qwen3-8b-base-r-zeros'; did you mean"),
+    ],
+)
+def test_what_no_self_play_has_is_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["recipes", *arguments]) == 2

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ VOCABULARY_MULTIPLE = (
 
 
 @dataclass(frozen=True)
-class WarmUp:
-    """How long and on what the model is trained. Stopped early on purpose: see the model card."""
+class Schedule:
+    """How long the model is trained, and with which steps."""
 
     steps: int = 600
     batch: int = 64
@@ -33,27 +33,39 @@ class WarmUp:
     warm_up_steps: int = 40
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WarmUp(Schedule):
+    """How long and on what the model is trained. Stopped early on purpose: see the model card."""
+
     opening: float = 0.4  # share of the steps in which the model mostly learns to copy
     opening_kinds: tuple[float, ...] = (0.45, 0.3, 0.25)  # shares of the `KINDS` of example
     kinds: tuple[float, ...] = (0.45, 0.35, 0.2)  # the same, after the opening
-    seed: int = 0
     items: int = 12000  # asked of every family's dataset; repeated questions count once
     data_seed: int = WARM_UP_SEED
 
 
-def build_model(tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights. Heads, groups and widths divide by 4, layers by 2, for TP and PP."""
+#: Heads, groups and widths divide by 4, layers by 2, for TP and PP.
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+}
+
+
+def build_model(tokenizer: Any, seed: int, sizes: Mapping[str, int] = SIZES) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights; `sizes` by their names in config.json."""
     rows = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
+            **sizes,
             vocab_size=rows,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=16,
             max_position_embeddings=1024,
             rope_theta=10000.0,
             tie_word_embeddings=True,
@@ -90,7 +102,7 @@ def response_loss(model: Any, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) 
     return functional.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="sum")
 
 
-def learning_rate_share(step: int, settings: WarmUp) -> float:
+def learning_rate_share(step: int, settings: Schedule) -> float:
     """Linear warm-up, then cosine from 1 to `final_share`; `step` counts from 0."""
     if step < settings.warm_up_steps:
         return (step + 1) / settings.warm_up_steps
@@ -98,7 +110,7 @@ def learning_rate_share(step: int, settings: WarmUp) -> float:
     return settings.final_share + (1 - settings.final_share) * (1 + math.cos(math.pi * done)) / 2
 
 
-def train_step(model: Any, batch: list[Example], pad: int, settings: WarmUp, optimizer: Any) -> float:
+def train_step(model: Any, batch: list[Example], pad: int, settings: Schedule, optimizer: Any) -> float:
     """One optimizer step; returns the mean loss per labelled token."""
     batch = sorted(batch, key=lambda e: len(e.tokens))
     count = sum(label != IGNORED for e in batch for label in e.labels)
@@ -124,8 +136,12 @@ class WarmUpReport:
 
 
 def warm_up(model: Any, tokenizer: Any, pools: list[list[Problem]], settings: WarmUp) -> WarmUpReport:
-    """Train `model` in place."""
-    stream = examples(tokenizer, pools, settings)
+    """Train `model` in place on worked solutions."""
+    return fit(model, examples(tokenizer, pools, settings), tokenizer.pad_token_id, settings)
+
+
+def fit(model: Any, stream: Iterator[Example], pad: int, settings: Schedule) -> WarmUpReport:
+    """Train `model` in place on a stream of examples, with AdamW."""
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
@@ -136,7 +152,7 @@ def warm_up(model: Any, tokenizer: Any, pools: list[list[Problem]], settings: Wa
             group["lr"] = settings.learning_rate * learning_rate_share(step, settings)
         batch = [next(stream) for _ in range(settings.batch)]
         tokens += sum(len(e.tokens) for e in batch)
-        losses.append(train_step(model, batch, tokenizer.pad_token_id, settings, optimizer))
+        losses.append(train_step(model, batch, pad, settings, optimizer))
     model.eval()
     recent = losses[-20:]
     return WarmUpReport(tokens, time.process_time() - started, sum(recent) / len(recent))

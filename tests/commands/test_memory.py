@@ -147,7 +147,7 @@ def test_search_by_skill_finds_the_same_skill_in_other_words(
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     asked = "What is the remainder when 100 is divided by 7?"
     found = as_json(["search", str(tmp_path), asked, "--top", "2"], capsys)
-    assert [row["question"] for row in found["nearest"]][0] == QUESTIONS[1]
+    assert next(row["question"] for row in found["nearest"]) == QUESTIONS[1]
     assert found["nearest"][0]["cosine"] > 0.99 > found["nearest"][1]["cosine"]
     assert len(found["nearest"]) == 2 and "def solver" in found["code"]
     text = output(["search", str(tmp_path), asked], capsys)

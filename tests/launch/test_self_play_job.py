@@ -40,7 +40,8 @@ def test_servers_on_several_nodes_are_refused_unless_they_are_the_users(tmp_path
     nodes = LaunchConfig(ranks_per_node=8, nodes=2)
     with pytest.raises(ConfigError, match=r"launch\.nodes = 2.*rollout\.sglang\.urls"):
         make_job(recipe(), nodes, tmp_path)
-    urls = ["solver.rollout.placement=disaggregated", "solver.rollout.sglang.urls=[http://192.0.2.7:30000]"]
+    servers = "{urls: [http://192.0.2.7:30000]}"
+    urls = ["solver.rollout.placement=disaggregated", f"solver.rollout.sglang={servers}"]
     assert make_job(with_overrides(recipe(), urls), nodes, tmp_path).command == "self-play"
 
 
@@ -49,10 +50,10 @@ def test_a_dry_run_of_a_recipe_and_of_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = Path(__file__).parents[2] / "examples" / "models" / "qwen3-tiny"
-    place = ["launch.code.mode=here", "launch.ranks_per_node=8", "launch.slurm.account=a"]
+    place = ["launch.code.package=none", "launch.ranks_per_node=8", "launch.slurm.account=a"]
     common = ["launch", "--dry-run", "--executor", "slurm", *place]
     assert main([*common, "--recipe", "qwen3-4b-base-r-diverse", "launch.container.image=img"]) == 0
-    assert "megatron_srpo.cli self-play --resume-if-started" in capsys.readouterr().out
+    assert "\nchallenger:" in capsys.readouterr().out
     run = {
         "model": {"path": str(model)},
         "algorithm": {"name": "grpo"},
@@ -62,6 +63,6 @@ def test_a_dry_run_of_a_recipe_and_of_a_file(
     tree = {"output_dir": "runs/own", "challenger": run, "solver": run}
     Path("own.yaml").write_text(yaml.safe_dump(tree))
     assert main([*common, "--config", "own.yaml"]) == 0
-    assert "megatron_srpo.cli self-play --resume-if-started" in capsys.readouterr().out
+    assert "\nchallenger:" in capsys.readouterr().out
     assert main([*common, "--recipe", "qwen3-4b-base-r-diverse", "--benchmark", "chemistry"]) == 2
     assert "--benchmark" in capsys.readouterr().err

@@ -12,6 +12,7 @@ saved is computed again.
 
 import argparse
 import sys
+from pathlib import Path
 
 from megatron_srpo import platform
 from megatron_srpo.commands.common import (
@@ -56,12 +57,25 @@ def run(arguments: argparse.Namespace) -> int:
     if platform.rank_environment() is not None:
         return _play_here(config)
     ranks = _ranks(config, arguments.replicas)
-    for role in (config.challenger, config.solver):
-        check_run(role, ranks)
+    check_runs(config, ranks)
     if ranks == 1:
         return _play_here(config)
     given = ["--config", arguments.config] if arguments.config else []
     return launch_ranks(ranks, ["self-play", *given, "--resume-if-started", *arguments.overrides])
+
+
+def check_runs(config: SelfPlayConfig, ranks: int) -> None:
+    """Refuse impossible arithmetic in the runs of the first iteration.
+
+    Raises:
+        ConfigError, ModelError: as :func:`~megatron_srpo.session.preflight.check_run`.
+    """
+    from megatron_srpo.selfplay.folders import CHALLENGER, SOLVER, IterationFolder
+    from megatron_srpo.selfplay.runs import training_run
+
+    first = IterationFolder(Path(config.output_dir), 1)
+    for role in (CHALLENGER, SOLVER):
+        check_run(training_run(config, role, first), ranks)
 
 
 def _ranks(config: SelfPlayConfig, replicas: int) -> int:

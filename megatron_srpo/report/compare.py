@@ -19,7 +19,7 @@ from megatron_srpo.report.compare_table import (
 )
 from megatron_srpo.report.curves import Groups, group_label
 from megatron_srpo.report.grouping import differing_settings, group_runs
-from megatron_srpo.report.page import page, table
+from megatron_srpo.report.page import page, table, write_page
 from megatron_srpo.report.run_data import RunData, load_run
 from megatron_srpo.report.style import inline_svg, rc_params, svg_text
 from megatron_srpo.report.text import visible
@@ -55,7 +55,7 @@ def write_comparison(
     paths["svg"].write_text(svg, encoding="utf-8")
     paths["markdown"].write_text(markdown_table(summaries, title), encoding="utf-8")
     paths["csv"].write_text(csv_table(summaries), encoding="utf-8")
-    _write_page(paths["html"], comparison_page(groups, svg, title))
+    write_page(paths["html"], comparison_page(groups, svg, title))
     return paths
 
 
@@ -68,7 +68,7 @@ def write_comparison_page(folders: Sequence[str | Path], path: str | Path) -> Pa
     runs = [_loaded(folder) for folder in folders]
     groups, out = group_runs(runs), Path(path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write_page(out, comparison_page(groups, _figure(groups), f"Comparison of {len(runs)} runs"))
+    write_page(out, comparison_page(groups, _figure(groups), f"Comparison of {len(runs)} runs"))
     return out
 
 
@@ -113,13 +113,6 @@ def _loaded(folder: str | Path) -> RunData:
             f"{folder} holds no metrics.jsonl with a finished step; leave it out or train it first"
         )
     return run
-
-
-def _write_page(path: Path, text: str) -> None:
-    # Written beside and renamed, so that a reader never meets half a page.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
 
 
 def _figure(groups: Groups, png_path: Path | None = None) -> str:

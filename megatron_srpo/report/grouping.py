@@ -37,13 +37,19 @@ def differing_settings(groups: Groups) -> dict[str, list[str]]:
 
 
 def _settings(run: RunData) -> dict[str, Any]:
-    """Return what may tell runs apart; a setting unknown to another version is like one left unset (null)."""
-    flat = flatten(run.config)
+    """Return what may tell runs apart; a setting unknown to another version is like one left unset (null).
+
+    The two training runs within a self-play's config are looked at like runs.
+    """
     return {
         key: value
-        for key, value in flat.items()
-        if value is not None and key not in _SEEDS and not key.startswith(_NO_MATTER)
+        for key, value in flatten(run.config).items()
+        if value is not None and not _may_differ(key.removeprefix("challenger.").removeprefix("solver."))
     }
+
+
+def _may_differ(key: str) -> bool:
+    return key in _SEEDS or key.startswith(_NO_MATTER)
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str:

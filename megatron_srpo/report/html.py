@@ -10,7 +10,7 @@ from megatron_srpo.report.budget import PAPER_HOURS, BudgetScore, best_within
 from megatron_srpo.report.console import duration
 from megatron_srpo.report.histograms import read_lengths
 from megatron_srpo.report.length_charts import length_charts
-from megatron_srpo.report.page import asset, page, table
+from megatron_srpo.report.page import asset, chart_card, page, table, tile, write_page
 from megatron_srpo.report.plots import ACCURACY_CHARTS, CHARTS, Chart
 from megatron_srpo.report.run_data import LENGTHS_FILE, SAMPLES_FILE, RunData, best, flatten, load_run
 from megatron_srpo.report.text import visible
@@ -47,12 +47,7 @@ def write_report(run_dir: str | Path) -> Path:
         DataError: the folder does not exist or its metrics.jsonl is damaged in the middle.
     """
     run = load_run(run_dir)
-    path = run.path / REPORT_FILE
-    # Written beside and renamed, so that a reader never meets half a page.
-    temporary = path.with_name(REPORT_FILE + ".tmp")
-    temporary.write_text(report_page(run), encoding="utf-8", errors="replace")
-    temporary.replace(path)
-    return path
+    return write_page(run.path / REPORT_FILE, report_page(run))
 
 
 def report_page(run: RunData) -> str:
@@ -100,13 +95,8 @@ def _tiles(run: RunData, warned: Sequence[Warned]) -> str:
     if run.rows:
         tiles.append(("Step", str(run.rows[-1]["step"]), "the last one finished"))
         tiles.append(("Warnings", str(len(warned)), "collapse watch"))
-    cells = (_tile(*tile) for tile in tiles if tile is not None)
+    cells = (tile(*numbers) for numbers in tiles if numbers is not None)
     return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _tile(label: str, value: str, note: str) -> str:
-    label, value, note = visible(label), visible(value), visible(note)
-    return f'<div class="tile"><span>{label}</span><b>{value}</b><small>{note}</small></div>'
 
 
 def _evaluation_tile(run: RunData) -> tuple[str, str, str] | None:
@@ -206,15 +196,10 @@ def _lengths_section(run: RunData) -> str:
         charts = length_charts(read_lengths(run.path / LENGTHS_FILE))
     except DataError as error:
         return f'<h2>Response lengths</h2><p class="missing">{visible(str(error))}</p>'
-    cards = "".join(_chart_card(*chart) for chart in charts)
+    cards = "".join(chart_card(*chart) for chart in charts)
     if not cards:
         return f'<p class="note missing">No length histograms ({LENGTHS_FILE} is missing or empty).</p>'
     return f'<h2>Response lengths</h2><div class="charts wide">{cards}</div>'
-
-
-def _chart_card(title: str, caption: str, svg: str) -> str:
-    note = f"<p>{visible(caption)}</p>" if caption else ""
-    return f'<div class="card"><h3>{visible(title)}</h3>{note}{svg}</div>'
 
 
 def _success_threshold(run: RunData) -> float:
@@ -224,7 +209,7 @@ def _success_threshold(run: RunData) -> float:
 
 
 def _card(chart: Chart, run: RunData) -> str:
-    return _chart_card(chart.title, chart.caption, chart.svg(run))
+    return chart_card(chart.title, chart.caption, chart.svg(run))
 
 
 def _config_section(run: RunData) -> str:

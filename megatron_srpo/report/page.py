@@ -8,6 +8,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from pathlib import Path
 
 import megatron_srpo
 from megatron_srpo.report.style import css_variables
@@ -55,6 +56,25 @@ def table(
     classes = {True: ' class="mean"', False: ""}
     body = "".join(f"<tr{classes[row[1] == strong]}>{line(row, 'td')}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
+
+
+def tile(label: str, value: str, note: str) -> str:
+    """Return a headline number with its name and a small note below."""
+    label, value, note = visible(label), visible(value), visible(note)
+    return f'<div class="tile"><span>{label}</span><b>{value}</b><small>{note}</small></div>'
+
+
+def chart_card(title: str, caption: str, svg: str) -> str:
+    """Return a chart with its title and caption; ``svg`` is our own drawing."""
+    note = f"<p>{visible(caption)}</p>" if caption else ""
+    return f'<div class="card"><h3>{visible(title)}</h3>{note}{svg}</div>'
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Write beside and rename, so that a reader never meets half a page; return the path."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", errors="replace")
+    return temporary.replace(path)
 
 
 def _digest(script: str) -> str:

@@ -136,7 +136,9 @@ def _accuracy(clock: Clock) -> Callable[["Axes", RunData], None]:
     return draw
 
 
-def _lines(*parts: tuple[str, str, str], bottom: bool = False) -> Callable[["Axes", RunData], None]:
+def lines(*parts: tuple[str, str, str], bottom: bool = False) -> Callable[["Axes", RunData], None]:
+    """Return what draws (metric, label, name of a colour) as lines; ``bottom``: the axis begins at 0."""
+
     def draw(axes: "Axes", run: RunData) -> None:
         for metric, label, colour in parts:
             draw_line(axes, run, metric, label, light(colour))
@@ -149,7 +151,7 @@ def _lines(*parts: tuple[str, str, str], bottom: bool = False) -> Callable[["Axe
 def _lines_chart(
     key: str, title: str, caption: str, *parts: tuple[str, str, str], bottom: bool = False
 ) -> Chart:
-    return Chart(key, title, caption, tuple(part[0] for part in parts), _lines(*parts, bottom=bottom))
+    return Chart(key, title, caption, tuple(part[0] for part in parts), lines(*parts, bottom=bottom))
 
 
 ACCURACY_CHARTS: tuple[Chart, ...] = tuple(

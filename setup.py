@@ -78,8 +78,8 @@ EXTRAS = {
     ],
     # leptonai 0.47 dropped a module that nemo-run imports unconditionally.
     "launch": ["nemo-run>=0.11.1,<0.12", "leptonai>=0.26.6,<0.47"],
-    # Clusters of questions, BLEU, vectors of code. The last is a model in a package (all-MiniLM-L6-v2, 84 MB):
-    # the defaults' embedding model, exact since skill vectors of different weights cannot be compared.
+    # Clusters of questions, BLEU, vectors of code. The last one is a model, all-MiniLM-L6-v2, in a package
+    # (84 MB): the embedding model of the defaults, exact since vectors of other weights cannot be compared.
     "self-play": [
         "scikit-learn>=1.7,<2",
         "nltk>=3.9,<4",

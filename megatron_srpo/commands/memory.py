@@ -165,7 +165,8 @@ def measured(question: str, folder: Path, bank: "MemoryBank") -> "Skill":
     path = folder.parent / CONFIG
     if not path.is_file():
         raise ConfigError(
-            f"{path} is not there, so it is unknown how skills were measured; search with --text, or put it back"
+            f"{path} is not there, so it is unknown how skills were measured; search with --text, or "
+            "put it back"
         )
     with tempfile.TemporaryDirectory() as scratch:
         # The self-play may be running, and its cache of skills has one writer.

@@ -128,6 +128,7 @@ def self_play_with_skills(root: Path) -> None:
         f"output_dir={root}",
         "challenger.model.path=challenger",
         "solver.model.path=solver",
+        "challenger.algorithm.name=grpo",
         "skill.embedder.kind=hashing",
     ]
     config = load_config(SelfPlayConfig, None, overrides)
@@ -147,7 +148,7 @@ def test_search_by_skill_finds_the_same_skill_in_other_words(
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     asked = "What is the remainder when 100 is divided by 7?"
     found = as_json(["search", str(tmp_path), asked, "--top", "2"], capsys)
-    assert [row["question"] for row in found["nearest"]][0] == QUESTIONS[1]
+    assert found["nearest"][0]["question"] == QUESTIONS[1]
     assert found["nearest"][0]["cosine"] > 0.99 > found["nearest"][1]["cosine"]
     assert len(found["nearest"]) == 2 and "def solver" in found["code"]
     text = output(["search", str(tmp_path), asked], capsys)

@@ -113,7 +113,7 @@ LEARNING: tuple[Chart, ...] = (
     Chart(
         "reward",
         "The Challenger's reward",
-        "Means over its rollouts: uncertainty less penalties (before a floor), and the reward.",
+        "Means over well-formed rollouts: uncertainty, penalties, and what remains (after a floor, if any).",
         ("challenger/reward",),
         _reward,
         ITERATIONS,

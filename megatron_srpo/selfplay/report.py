@@ -77,6 +77,8 @@ def _verdicts(folder: Path, config: Mapping[str, Any], found: Diversity) -> list
     penalties = ((row.get("iteration"), finite(row.get("challenger/repetition"))) for row in rows)
     penalty = {number: value for number, value in penalties if type(number) is int and value is not None}
     measured_by = str(_reward(config).get("repetition", ""))
+    if measured_by == "off":  # its zeros say nothing about the batches
+        penalty = {}
     alike = {number: int(count) for number, count in found.curve("pairs/alike").items()}
     verdicts = (
         local_illusion(found.curve("recurrence/near"), penalty, measured_by),

@@ -35,6 +35,11 @@ def test_the_verdict_is_computed_from_the_files(tmp_path: Path) -> None:
     assert "penalty (skill) from 0.2000 to 0.1000" in falling["text"]
 
 
+def test_without_a_batch_penalty_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    folder = write_self_play(tmp_path, penalties=(0.0, 0.0, 0.0), reward={"repetition": "off"})
+    assert tree(folder)["verdicts"][0]["state"] == "open"
+
+
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     write_self_play(tmp_path)
     names = ("diversity.json", "nearest.jsonl", "report.html")

@@ -211,8 +211,8 @@ def keep_method(leaf: ast.expr) -> ast.expr:
     """Turn the numbers that say how the answer is found into numbers of the code, so that they stay.
 
     In expressions of several operations these are 2 as the first factor or as a divisor (double, half) and
-    the divisor of a sum that counts its terms (a mean); ``2 * 4`` alone is a product like any. In all, 2 and 3
-    as exponents.
+    the divisor of a sum that counts its terms (a mean); ``2 * 4`` alone is a product like any. In all, 2 and
+    3 as exponents.
     """
     operations = [node for node in ast.walk(leaf) if isinstance(node, ast.BinOp)]
     for node in operations:

@@ -63,6 +63,7 @@ def _reward(axes: "Axes", run: RunData) -> None:
 def _local(axes: "Axes", run: RunData) -> None:
     draw_line(axes, run, "recurrence/near", "near-equal before", light("red"), width=2.2)
     draw_line(axes, run, "recurrence/seen_clusters", "cluster seen before", light("orange"), dashed=True)
+    draw_line(axes, run, "recurrence/overlap", "clusters' shares", light("purple"))
     draw_line(axes, run, "text/recurrence", "same text before", light("grey"), dashed=True, width=1.0)
     draw_line(axes, run, "challenger/repetition", "batch penalty", light("blue"))
     axes.set_ylim(bottom=0)
@@ -147,7 +148,7 @@ DIVERSITY: tuple[Chart, ...] = (
     Chart(
         "local",
         "Within a batch against across iterations",
-        "Share of valid questions that recur, beside what the batch's repetition penalty says.",
+        "What recurs from the past (shares of the valid questions), and the batch's repetition penalty.",
         ("recurrence/near", "text/recurrence", "challenger/repetition"),
         _local,
         ITERATIONS,
@@ -177,7 +178,8 @@ DIVERSITY: tuple[Chart, ...] = (
     _chart(
         "likeness",
         "Mean likeness of pairs",
-        "",
+        "Past: of a question and one of an earlier iteration. Others: of one iteration.",
+        ("recurrence/mean_cosine", "past (cosine)", "orange"),
         ("skill/cosine_mean", "skill (cosine)", "blue"),
         ("surface/bleu_mean", "words (BLEU)", "purple"),
         bottom=False,

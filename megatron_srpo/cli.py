@@ -14,6 +14,7 @@ from megatron_srpo.commands import (
     evaluate,
     jobs,
     launch,
+    memory,
     plan,
     recipes,
     report,
@@ -31,6 +32,7 @@ examples:
   megatron-srpo train --options optimizer
   megatron-srpo eval --model models/Qwen3-4B --benchmark math500 aime24 --data data
   megatron-srpo self-play --config examples/self_play/r_diverse.yaml
+  megatron-srpo memory search runs/self-play "How many apples are left?"
   megatron-srpo serve --config run.yaml --register /shared/servers --slot 2
   megatron-srpo compare --config examples/quickstart.yaml --seeds 1 2 3
   megatron-srpo doctor --config examples/quickstart.yaml
@@ -77,6 +79,7 @@ def _on_run(
 _COMMANDS = {
     "train": _of(train, "train a policy with SRPO, GRPO, SDPO or the advantage mix"),
     "self-play": _of(self_play, "train a Challenger and a Solver in turn (R-Zero, R-Diverse)"),
+    "memory": _of(memory, "show, search or measure the memory of a self-play"),
     "eval": _of(evaluate, "measure avg@k, pass@k and maj@k of a model or checkpoint on benchmarks"),
     "compare": _of(compare, "run several algorithms from the same weights and seeds; draw one figure"),
     "report": _of(report, "write the report page of a run"),
@@ -115,7 +118,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def overrides_first(arguments: list[str]) -> list[str]:
-    """Move ``section.key=value`` behind the command: argparse would hand it to a ``--seeds 1`` before it."""
+    """Move ``section.key=value`` behind the command: argparse would hand it to a ``--seeds 1`` before it.
+
+    A command that takes none keeps its order: a question may begin with ``x=3``.
+    """
+    if arguments[:1] == ["memory"]:
+        return arguments
     found = [argument for argument in arguments[1:] if _OVERRIDE.match(argument)]
     return [*arguments[:1], *found, *(argument for argument in arguments[1:] if argument not in found)]
 

@@ -1,6 +1,6 @@
 """Launch a run on a Slurm cluster, or on this machine, and watch it.
 
-The configuration of the run is that of `megatron-srpo train`, or a recipe; the nodes, the account and the
+The configuration is that of `megatron-srpo train` or `self-play`, or a recipe; the nodes, the account and the
 environment come from --launch FILE and launch.key=value. One job holds the ranks (torchrun), the SGLang
 servers and their router. Ctrl-C ends the watching, not a Slurm job: `megatron-srpo attach RUN` goes on.
 """
@@ -12,8 +12,15 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from megatron_srpo.commands.common import add_config_arguments, describe_options
-from megatron_srpo.commands.recipe_arguments import OWN, add_recipe_arguments, launch_config, run_or_recipe
+from megatron_srpo.commands.recipe_arguments import (
+    OWN,
+    add_recipe_arguments,
+    launch_config,
+    run_self_play_or_recipe,
+)
+from megatron_srpo.commands.self_play import check_runs
 from megatron_srpo.config.launch import LaunchConfig
+from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.launch.job import Job, make_job
 from megatron_srpo.launch.local import check_local, local_script
@@ -41,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(describe_options("all", LaunchConfig, OWN))
         return 0
     launch, overrides = launch_config(arguments.launch, arguments.overrides)
-    config = run_or_recipe(
+    config = run_self_play_or_recipe(
         arguments,
         overrides,
         nodes=launch.nodes,
@@ -50,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     job = make_job(config, launch, Path.cwd())
     check_job(job)
+    if isinstance(config, SelfPlayConfig) and Path(config.solver.model.path).exists():
+        check_runs(config, launch.ranks)
     if arguments.executor == "local":
         return _run_here(job, arguments)
     shell = Shell(launch.ssh.address)

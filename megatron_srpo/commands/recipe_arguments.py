@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from megatron_srpo.commands.common import positive_integer
 from megatron_srpo.config.launch import LaunchConfig
-from megatron_srpo.config.loader import load_config
+from megatron_srpo.config.loader import load_config, read_yaml
 from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.launch.papers import TRAINABLE
 from megatron_srpo.launch.recipes import DEFAULT_BENCHMARK, recipe_config
+from megatron_srpo.launch.self_play_recipes import SELF_PLAY_RECIPES, self_play_config
 
 #: What the overrides of a launch begin with, among those of the run.
 OWN = "launch."
@@ -95,6 +97,31 @@ def run_or_recipe(
         placement=placement,
         overrides=overrides,
     )
+
+
+def run_self_play_or_recipe(
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    placement: str,
+) -> RunConfig | SelfPlayConfig:
+    """Return what :func:`run_or_recipe` does, or a self-play where ``--config`` or ``--recipe`` names one."""
+    if arguments.recipe in SELF_PLAY_RECIPES and arguments.config is None:
+        if arguments.benchmark:
+            raise ConfigError(f"--benchmark has no meaning for {arguments.recipe}: it writes its questions")
+        return self_play_config(
+            arguments.recipe,
+            model=arguments.model,
+            data=arguments.data,
+            num_nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            overrides=overrides,
+        )
+    if arguments.recipe is None and arguments.config and "solver" in read_yaml(arguments.config):
+        return load_config(SelfPlayConfig, arguments.config, overrides)
+    return run_or_recipe(arguments, overrides, nodes=nodes, gpus_per_node=gpus_per_node, placement=placement)
 
 
 def launch_config(file: str | None, overrides: Sequence[str]) -> tuple[LaunchConfig, list[str]]:

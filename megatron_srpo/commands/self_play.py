@@ -57,14 +57,19 @@ def run(arguments: argparse.Namespace) -> int:
     if platform.rank_environment() is not None:
         return _play_here(config)
     ranks = _ranks(config, arguments.replicas)
-    _check_runs(config, ranks)
+    check_runs(config, ranks)
     if ranks == 1:
         return _play_here(config)
     given = ["--config", arguments.config] if arguments.config else []
     return launch_ranks(ranks, ["self-play", *given, "--resume-if-started", *arguments.overrides])
 
 
-def _check_runs(config: SelfPlayConfig, ranks: int) -> None:
+def check_runs(config: SelfPlayConfig, ranks: int) -> None:
+    """Refuse impossible arithmetic in the runs of the first iteration.
+
+    Raises:
+        ConfigError, ModelError: as :func:`~megatron_srpo.session.preflight.check_run`.
+    """
     from megatron_srpo.selfplay.folders import CHALLENGER, SOLVER, IterationFolder
     from megatron_srpo.selfplay.runs import training_run
 

@@ -1,4 +1,4 @@
-"""A run, ready to be launched: its configuration with every path made absolute, and who runs where."""
+"""A run or self-play, ready to be launched: its configuration with absolute paths, and who runs where."""
 
 import dataclasses
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from megatron_srpo.config.launch import LaunchConfig
 from megatron_srpo.config.loader import with_overrides
 from megatron_srpo.config.run import RunConfig
+from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ class Job:
         workdir: folder from which relative paths of ``run`` count; absolute.
         run_folder: ``run.output_dir``, absolute.
         servers_per_node: on each node that holds servers which are started apart from the ranks.
+        self_play: what the ranks read instead, where they play; ``run`` is then its Solver's.
     """
 
     name: str
@@ -30,6 +32,17 @@ class Job:
     workdir: PurePosixPath
     run_folder: PurePosixPath
     servers_per_node: int
+    self_play: SelfPlayConfig | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that every rank runs."""
+        return "train" if self.self_play is None else "self-play"
+
+    @property
+    def settings(self) -> RunConfig | SelfPlayConfig:
+        """The configuration that every rank reads."""
+        return self.self_play or self.run
 
     @property
     def folder(self) -> PurePosixPath:
@@ -70,7 +83,7 @@ class Job:
         return self.launch.nodes + self.launch.rollout_nodes
 
 
-def make_job(run: RunConfig, launch: LaunchConfig, here: str | Path) -> Job:
+def make_job(config: RunConfig | SelfPlayConfig, launch: LaunchConfig, here: str | Path) -> Job:
     """Settle where everything runs.
 
     Args:
@@ -79,6 +92,20 @@ def make_job(run: RunConfig, launch: LaunchConfig, here: str | Path) -> Job:
     Raises:
         ConfigError: nodes, servers and placement do not fit together.
     """
+    if isinstance(config, RunConfig):
+        return _make_job(config, launch, here)
+    run = dataclasses.replace(config.solver, output_dir=config.output_dir)
+    job = _make_job(run, launch, here)
+    if job.registers:
+        raise ConfigError(
+            f"launch.nodes = {launch.nodes} and launch.rollout_nodes = {launch.rollout_nodes}: a self-play's "
+            "servers hold several models in turn and are started by its first rank, on its own node; use one "
+            "node, or name servers of your own in rollout.sglang.urls of challenger and solver"
+        )
+    return dataclasses.replace(job, self_play=with_overrides(config, [f"output_dir={job.run_folder}"]))
+
+
+def _make_job(run: RunConfig, launch: LaunchConfig, here: str | Path) -> Job:
     workdir = PurePosixPath(launch.workdir or str(Path(here).absolute()))
     run_folder = workdir / run.output_dir
     per_node = launch.servers_per_node or run.rollout.sglang.servers

@@ -68,7 +68,7 @@ def _part(name: str) -> str:
 def role_files(job: Job, packaged: bool) -> dict[str, str]:
     """Return the files of the launch folder: the configuration, and the shell text of each role."""
     return {
-        "run.yaml": to_yaml(job.run),
+        "run.yaml": to_yaml(job.settings),
         "role.sh": _role(job, packaged),
         "server.sh": _server(job),
     }
@@ -103,7 +103,7 @@ def trainer_script(job: Job, endpoint: str = "$SRPO_HEAD:$SRPO_PORT", slice_name
                     f"--max-restarts={restarts}",
                     f'--rdzv-backend=c10d --rdzv-endpoint="{endpoint}" --rdzv-id="{slice_name}"',
                     '--rdzv-conf="is_host=$((${SLURM_NODEID:-0} == 0))" --local-addr="$own"',
-                    f"-m megatron_srpo.cli train {' '.join(arguments)}",
+                    f"-m megatron_srpo.cli {job.command} {' '.join(arguments)}",
                 ]
             ),
             "",

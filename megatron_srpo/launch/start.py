@@ -21,9 +21,13 @@ from megatron_srpo.session.preflight import check_run
 def check_job(job: Job) -> None:
     """Refuse here what ranks would refuse after a night in the queue, if the model can be seen.
 
+    A self-play is checked by its command.
+
     Raises:
         ConfigError, ModelError: as :func:`~megatron_srpo.session.preflight.check_run`.
     """
+    if job.self_play is not None:
+        return
     model = Path(job.workdir, job.run.model.path)
     elsewhere = job.launch.ssh.host or job.launch.container.image
     if model.exists() or not elsewhere:

@@ -22,7 +22,7 @@ from megatron_srpo.selfplay.memory_files import (
     read_settings,
     write_settings,
 )
-from megatron_srpo.selfplay.memory_index import Similarity, similarity, vector_sum
+from megatron_srpo.selfplay.memory_index import Similarity, cosines, similarity, vector_sum
 from megatron_srpo.selfplay.types import Remembered
 
 _UNIT = 1e-3
@@ -69,12 +69,19 @@ class MemoryView:
             DataError: the vectors are of another length than the bank's.
         """
         vectors_ND = np.asarray(vectors_ND)
-        if vectors_ND.ndim != 2 or vectors_ND.shape[1] != self._files.settings.dimension:
-            raise DataError(
-                f"vectors of shape {vectors_ND.shape} cannot be compared with those of {self._files.folder}, "
-                f"which have {self._files.settings.dimension} numbers; measure both by the same skill.*"
-            )
+        self._check_shape(vectors_ND)
         return similarity(vectors_ND, self.vectors, self._sum_D, device, dtype)
+
+    def nearest(self, vector_D: NDArray[np.floating], count: int) -> list[tuple[Remembered, float]]:
+        """Return the entries nearest to a unit vector with their cosines, nearest first.
+
+        Raises:
+            DataError: the vector is of another length than the bank's.
+        """
+        self._check_shape(np.asarray(vector_D)[None])
+        cosine_M = cosines(vector_D, self.vectors)
+        order = np.argsort(-cosine_M, kind="stable")[:count]
+        return [(self.entries[place], float(cosine_M[place])) for place in order.tolist()]
 
     def sample(self, count: int, seed: int) -> list[Remembered]:
         """Draw entries without replacement, all of them if there are fewer than ``count``.
@@ -87,6 +94,14 @@ class MemoryView:
             return hashlib.sha256(f"{seed}:{entry.id}".encode("utf-8", "surrogatepass")).digest()
 
         return heapq.nsmallest(count, self.entries, key=rank)
+
+    def _check_shape(self, vectors_ND: NDArray[np.floating]) -> None:
+        dimension = self._files.settings.dimension
+        if vectors_ND.ndim != 2 or vectors_ND.shape[1] != dimension:
+            raise DataError(
+                f"vectors of shape {vectors_ND.shape} cannot be compared with those of {self._files.folder}, "
+                f"which have {dimension} numbers; measure both by the same skill.*"
+            )
 
 
 class MemoryBank:

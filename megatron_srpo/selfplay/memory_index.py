@@ -79,3 +79,10 @@ def _blocks(memory_MD: NDArray[np.float32]) -> list[slice]:
     """Cut the rows of a memory into pieces of some ten million numbers."""
     size = max(1, _BLOCK_NUMBERS // max(1, memory_MD.shape[1]))
     return [slice(start, start + size) for start in range(0, len(memory_MD), size)]
+
+
+def cosines(vector_D: NDArray[np.floating], memory_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosine of one unit vector to every entry of a memory."""
+    wanted_D = np.asarray(vector_D, np.float32)
+    blocks = [memory_MD[rows] @ wanted_D for rows in _blocks(memory_MD)]
+    return np.concatenate([np.zeros(0, np.float32), *blocks])

@@ -112,7 +112,7 @@ def _link_sglang(
         check_reach(hosts, [endpoint.url for endpoint in endpoints])
         engine = None
         if groups.is_leader:
-            engine = _sglang_engine(config, arch, tokenizer, endpoints, generation, fleet)
+            engine = _sglang_engine(config, arch.vocab_size, tokenizer, endpoints, generation, fleet)
             on_failure.callback(engine.close)
         transport = _transport(config, groups, endpoints)
         sync = WeightSync(
@@ -173,7 +173,7 @@ def _addresses(fleet: Fleet | RegisteredFleet | None) -> tuple[tuple[Endpoint, .
 
 def _sglang_engine(
     config: RunConfig,
-    arch: Qwen3Architecture,
+    vocab_size: int,
     tokenizer: Any,
     endpoints: Sequence[Endpoint],
     generation: Sequence[Endpoint],
@@ -183,8 +183,8 @@ def _sglang_engine(
     return SGLangEngine(
         endpoints,
         generation,
-        vocab_size=arch.vocab_size,
-        vocab_limit=min(len(tokenizer), arch.vocab_size),
+        vocab_size=vocab_size,
+        vocab_limit=min(len(tokenizer), vocab_size),
         stop_tokens=stop_tokens(config.model.path, tokenizer),
         settings=SamplerSettings(
             chosen.max_concurrency, chosen.request_timeout_s, chosen.straggler_timeout_s
@@ -232,9 +232,14 @@ def _sync_settings(config: RunConfig) -> SyncSettings:
 
 @contextmanager
 def engine_alone(
-    config: RunConfig, arch: Qwen3Architecture, tokenizer: Any, say: Callable[[str], None]
+    config: RunConfig, vocab_size: int, tokenizer: Any, say: Callable[[str], None]
 ) -> Iterator[RolloutEngine]:
     """Start the engine with the weights of the model folder, in a process without a trainer.
+
+    The model need not be one that can be trained here, only one that the engine knows.
+
+    Args:
+        vocab_size: of the model; its tokenizer may know fewer ids.
 
     Raises:
         EngineError: it cannot be started or reached.
@@ -245,7 +250,7 @@ def engine_alone(
         local.close()
         return
     with _fleet(config, say) as fleet:
-        engine = _sglang_engine(config, arch, tokenizer, fleet.endpoints, fleet.generation, fleet)
+        engine = _sglang_engine(config, vocab_size, tokenizer, fleet.endpoints, fleet.generation, fleet)
         try:
             yield engine
         finally:

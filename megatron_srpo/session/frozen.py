@@ -6,11 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from megatron_srpo.config.run import RunConfig
 from megatron_srpo.errors import EngineError
-from megatron_srpo.model.architecture import Qwen3Architecture
 from megatron_srpo.rollout.engine import EngineLost, ProgressCallback, RolloutEngine
 from megatron_srpo.rollout.local import LocalEngine
 from megatron_srpo.rollout.sglang.engine import SGLangEngine
@@ -44,6 +43,8 @@ class FrozenModel:
         self._engine: RolloutEngine | None = None
         self._parked = False
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        # Not Qwen3Architecture: a model that is never trained here, such as a coder, may be of another kind.
+        self._vocab_size = int(AutoConfig.from_pretrained(folder).vocab_size)
 
     def sample(
         self,
@@ -85,8 +86,7 @@ class FrozenModel:
 
     def _awake(self) -> RolloutEngine:
         if self._engine is None:
-            arch = Qwen3Architecture.from_hf_folder(self._config.model.path)
-            alone = engine_alone(self._config, arch, self.tokenizer, self._say)
+            alone = engine_alone(self._config, self._vocab_size, self.tokenizer, self._say)
             self._engine = self._stack.enter_context(alone)
             if isinstance(self._engine, SGLangEngine) and self._config.rollout.sglang.urls:
                 self._load(self._engine)  # whatever these servers held

@@ -125,7 +125,10 @@ def measure(
     if not missing:
         return None
     arch = Qwen3Architecture.from_hf_folder(config.model.path)
-    with RewardPool(config.reward) as rewards, engine_alone(config, arch, tokenizer, say) as engine:
+    with (
+        RewardPool(config.reward) as rewards,
+        engine_alone(config, arch.vocab_size, tokenizer, say) as engine,
+    ):
         rewards.start()
         for block in _blocks(config, questions, missing, tokenizer, engine, rewards, on_response):
             saved.append(block.number, block.rows, block.seconds)

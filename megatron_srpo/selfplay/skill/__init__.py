@@ -1,1 +1,1 @@
-"""Skill-aware measurement: question, abstract code, vector. The code is never executed."""
+"""Skill-aware measurement (arXiv 2602.13103): question, abstract code, vector. Code is never executed."""

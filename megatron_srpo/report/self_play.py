@@ -60,7 +60,7 @@ def self_play_page(data: SelfPlayData, notes: Sequence[str] = ()) -> str:
         _charts(LEARNING, run),
         iteration_table(run),
         links(data),
-        "<h2>Diversity of the valid questions</h2>",
+        '<h2 id="diversity">Diversity of the valid questions</h2>',
         _measured(data.diversity),
         _charts(DIVERSITY, run),
         heat_maps(data.diversity),

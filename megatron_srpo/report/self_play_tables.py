@@ -51,8 +51,8 @@ def heat_maps(diversity: Mapping[str, Any]) -> str:
         _heat_map(
             diversity.get("overlap"),
             "Clusters that iterations share",
-            "Sum over clusters of the smaller of the two iterations' shares: 1 where they ask the same in the "
-            "same proportions.",
+            "Sum over clusters of the smaller of the two iterations' shares: 1 where they ask the same in "
+            "the same proportions.",
         ),
     ]
     return f'<div class="tables">{"".join(maps)}</div>' if any(maps) else ""

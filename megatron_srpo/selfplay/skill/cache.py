@@ -1,4 +1,4 @@
-"""What was measured before, on disk: codes by question and coder, vectors by code and embedder.
+"""What was measured before, on disk: codes by question and coder, vectors by embedded text and embedder.
 
 Append-only, one record per batch, so a batch is there as a whole or not at all::
 

@@ -85,14 +85,14 @@ class SkillMeasurement:
         """
         texts = [_writable(question) for question in questions]
         rewrites = self._rewrites(texts)
-        codes = [
-            text if rewrite.code is None else rewrite.code
+        embedded = [
+            text if rewrite.code is None else self._coder.embedded(rewrite.code)
             for text, rewrite in zip(texts, rewrites, strict=True)
         ]
-        self._embed(codes)
+        self._embed(embedded)
         self.counts["questions"] += len(texts)
         self.counts["unparsed"] += sum(rewrite.code is None for rewrite in rewrites)
-        return [self._skill(code, rewrite) for code, rewrite in zip(codes, rewrites, strict=True)]
+        return [self._skill(*found) for found in zip(texts, rewrites, embedded, strict=True)]
 
     def close(self) -> None:
         """Free coder and embedder. Idempotent."""
@@ -106,9 +106,9 @@ class SkillMeasurement:
             self._codes.add(batch, self._coder.rewrite(batch))
         return [rewrite for text in texts if (rewrite := self._codes.get(text)) is not None]
 
-    def _embed(self, codes: Sequence[str]) -> None:
-        missing = [code for code in dict.fromkeys(codes) if self._vectors.get(code) is None]
-        self._count("vectors", codes, missing)
+    def _embed(self, texts: Sequence[str]) -> None:
+        missing = [text for text in dict.fromkeys(texts) if self._vectors.get(text) is None]
+        self._count("vectors", texts, missing)
         for batch in _cut(missing, self._embedder.chunk):
             self._vectors.add(batch, self._embedder.embed(batch))
 
@@ -116,10 +116,10 @@ class SkillMeasurement:
         self.counts[f"{what} computed"] += len(missing)
         self.counts[f"{what} from cache"] += len(set(wanted)) - len(missing)
 
-    def _skill(self, code: str, rewrite: Rewrite) -> Skill:
-        vector_D = self._vectors.get(code)
+    def _skill(self, text: str, rewrite: Rewrite, embedded: str) -> Skill:
+        vector_D = self._vectors.get(embedded)
         assert vector_D is not None
-        return Skill(code, rewrite.code is not None, vector_D)
+        return Skill(text if rewrite.code is None else rewrite.code, rewrite.code is not None, vector_D)
 
 
 def _cut(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

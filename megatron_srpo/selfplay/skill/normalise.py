@@ -27,6 +27,7 @@ from megatron_srpo.selfplay.skill.leaves import mark_leaves
 from megatron_srpo.selfplay.skill.lexicon import CUE, CUES, EMPTY_WORDS, VERSION
 from megatron_srpo.selfplay.skill.story import Story, combine, whole_operation
 from megatron_srpo.selfplay.skill.types import Rewrite
+from megatron_srpo.selfplay.skill.words import operation_words
 
 #: Longer texts are read up to here; more numbers make no code but the call of rule 5.
 MOST_CHARACTERS = 4_000
@@ -53,6 +54,10 @@ class RuleBasedCoder:
     def rewrite(self, questions: Sequence[str]) -> list[Rewrite]:
         """Return code per question; there always is some."""
         return [Rewrite(normalise(question)) for question in questions]
+
+    def embedded(self, code: str) -> str:
+        """Return the operations in words; see words.py."""
+        return operation_words(code)
 
     def close(self) -> None:
         """Nothing was started."""

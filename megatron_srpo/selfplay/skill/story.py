@@ -14,6 +14,8 @@ _BINARY: dict[str, type[ast.operator]] = {
     "mod": ast.Mod,
     "power": ast.Pow,
 }
+#: Words that change a number and are heeded: no question has more, and each makes the expression deeper.
+MOST_CHANGES = 20
 #: Act on the numbers themselves, whatever joined them.
 _ON_NUMBERS = ("gcd", "lcm")
 _CALLS = ("max", "min", "median", "digit_sum", "count_letters")
@@ -55,10 +57,12 @@ class Story:
     _clause: _Clause = field(default_factory=_Clause)
     _pending: str = ""
     _pending_alone: list[str] = field(default_factory=list)
+    _changes: int = 0
 
     def cue(self, cue: Cue) -> None:
         """Note a word of the lexicon."""
-        if cue.kind != "whole":
+        self._changes += cue.kind == "alone"
+        if cue.kind == "step" or (cue.kind == "alone" and self._changes <= MOST_CHANGES):
             self._clause.gaps[-1].append(cue)
 
     def leaf(self, leaf: ast.expr) -> None:

@@ -42,6 +42,10 @@ class Coder(Protocol):
         """
         ...
 
+    def embedded(self, code: str) -> str:
+        """Return what of a code that it wrote the embedding model is given."""
+        ...
+
     def close(self) -> None:
         """Free what was started. Idempotent."""
         ...

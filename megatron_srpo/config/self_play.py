@@ -210,6 +210,11 @@ class SelfPlayConfig(Config):
         for name, run in (("challenger", self.challenger), ("solver", self.solver)):
             if run.data.train:
                 raise ConfigError(f"{name}.data.train is what self-play writes itself; remove it")
+            if run.rollout.sglang.registry:
+                raise ConfigError(
+                    f"{name}.rollout.sglang.registry: servers that come and go cannot be given a frozen "
+                    "model's weights; name servers in urls, or leave both out"
+                )
             if not run.reward.workers:
                 raise ConfigError(
                     f"{name}.reward.workers = 0: answers are compared by math-verify; set 1 or more"

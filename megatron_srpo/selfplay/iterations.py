@@ -85,12 +85,14 @@ def load_truth(name: str | None) -> Truth | None:
     if name is None:
         return None
     module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ConfigError(f"truth = {name!r} is no package.module:function")
     try:
         found = vars(importlib.import_module(module)).get(function)
     except ImportError as error:
         raise ConfigError(f"truth = {name!r}: module {module!r} cannot be imported: {error}") from error
-    if not colon or not callable(found):
-        raise ConfigError(f"truth = {name!r} is no package.module:function")
+    if not callable(found):
+        raise ConfigError(f"truth = {name!r}: module {module!r} has no function {function!r}")
     return partial(_ask, found)
 
 

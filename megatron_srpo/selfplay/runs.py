@@ -16,6 +16,8 @@ from megatron_srpo.training.checkpoint import finished_checkpoints
 
 #: Seeds of runs stay within what every random generator takes.
 _SEEDS = 2**31
+#: Least reward of a question that pays.
+_PAYS = 1e-6
 
 
 def base_run(config: SelfPlayConfig, role: str) -> RunConfig:
@@ -54,10 +56,15 @@ def training_run(config: SelfPlayConfig, role: str, folder: IterationFolder) -> 
     checkpoint = _latest_checkpoint(config, role, folder.number)
     seed = request_seed(config.seed, role, folder.number, 0, 0) % _SEEDS
     first = folder.number == 1
+    algorithm = base.algorithm
+    if role == CHALLENGER:
+        # No question is right or wrong: metrics and warnings count those that pay.
+        algorithm = dataclasses.replace(algorithm, success_threshold=_PAYS)
     return dataclasses.replace(
         base,
         output_dir=str(folder.run(role)),
         seed=seed,
+        algorithm=algorithm,
         model=dataclasses.replace(base.model, path=str(latest_model(config, role, folder.number))),
         data=dataclasses.replace(base.data, train=(_source(config, role, folder),), seed=seed),
         training=dataclasses.replace(

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +171,12 @@ class SentenceTransformerEmbedder:
             model.max_seq_length = min(self._config.max_tokens, own or self._config.max_tokens)
         return model
 
-    def _check_prompt(self, prompts: dict[str, str]) -> None:
+    def _check_prompt(self, prompts: Mapping[str, str | None]) -> None:
         chosen = self._config.prompt_name
-        if chosen is not None and chosen not in prompts:
-            known = ", ".join(sorted(prompts)) or "none"
+        # The library adds "query" and "document" without a text to every model; they would do nothing.
+        own = sorted(name for name, text in prompts.items() if text)
+        if chosen is not None and chosen not in own:
+            known = ", ".join(own) or "none"
             raise ModelError(f"skill.embedder.prompt_name = {chosen!r}, but the model's prompts are: {known}")
 
 

@@ -88,7 +88,7 @@ def test_other_weights_have_another_name(minilm: SentenceTransformerEmbedder, tm
 
 
 def test_prompts_of_the_model(tmp_path: Path, minilm: SentenceTransformerEmbedder) -> None:
-    with pytest.raises(ModelError, match=r"prompt_name = 'query', but the model's prompts are"):
+    with pytest.raises(ModelError, match=r"prompt_name = 'query', but the model's prompts are: none"):
         SentenceTransformerEmbedder(EmbedderConfig(prompt_name="query")).embed(["x"])
     copy = Path(shutil.copytree(model_folder(EmbedderConfig().model), tmp_path / "model"))
     settings = json.loads((copy / "config_sentence_transformers.json").read_text())

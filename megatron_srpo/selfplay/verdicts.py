@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 CHANGE = 0.05  # of a share, from which on it counts as a rise
-MOST = 0.5  # of pairs of one skill
+MOST = 0.5  # of questions, of pairs of one skill
 FEWEST_PAIRS = 20
 SATURATED = 1 - CHANGE
 
 LOCAL_RULE = (
     "Present if, from the first iteration with a past to the last one, the share of questions that recur "
     f"rises by {CHANGE:g} or more while the batch's repetition penalty does not rise. Where more than "
-    f"{SATURATED:.0%} recur from the start, the overlap with the past's clusters is looked at instead."
+    f"{SATURATED:.0%} recur from the start, the overlap with the past's clusters is looked at instead. "
+    f"Without a rise, more than {MOST:.0%} at the end is steady recurrence, not its absence."
 )
 SURFACE_RULE = (
     f"Present if, in the last iteration with at least {FEWEST_PAIRS} pairs of one skill among its sampled "
@@ -31,7 +32,8 @@ class Verdict:
     """An answer in words.
 
     Attributes:
-        state: ``present``, ``absent``, or ``open`` where the rule cannot decide.
+        state: ``present``; ``absent``; ``steady`` where the past does not return more and more, but makes up
+            most of an iteration all the time; ``open`` where the rule cannot decide.
     """
 
     illusion: str
@@ -62,14 +64,16 @@ def local_illusion(recurrence: Curve, overlap: Curve, penalty: Curve, repetition
         f"{name} goes from {curve[first]:.1%} (iteration {first}) to {curve[last]:.1%} (iteration {last}), "
         f"the batch's repetition penalty{measure} from {penalty[first]:.4f} to {penalty[last]:.4f}"
     )
-    state, reading = _local_reading(curve[first], curve[last] - curve[first], penalty[last] - penalty[first])
+    state, reading = _local_reading(curve[first], curve[last], penalty[last] - penalty[first])
     return Verdict("local", state, f"{facts}: {reading}.", LOCAL_RULE)
 
 
-def _local_reading(start: float, rise: float, more: float) -> tuple[str, str]:
+def _local_reading(start: float, end: float, more: float) -> tuple[str, str]:
     if start > SATURATED:
         return "open", "iterations are alike from the start, so that nothing can rise"
-    if rise < CHANGE:
+    if end - start < CHANGE and end > MOST:
+        return "steady", "iterations do not return to the past more and more, but mostly ask what it asked"
+    if end - start < CHANGE:
         return "absent", "iterations do not return to the past more and more"
     if more > 0:
         return "absent", "iterations return to the past more and more, and the batches show it too"

@@ -13,6 +13,9 @@ from megatron_srpo.selfplay.verdicts import FEWEST_PAIRS, local_illusion, surfac
         ({2: 0.2, 3: 0.6}, {2: 0.3, 3: 0.4}, "absent", "the batches show it too"),
         ({2: 0.2, 3: 0.24}, {2: 0.3, 3: 0.1}, "absent", "do not return to the past more and more"),
         ({2: 0.6, 3: 0.2}, {2: 0.3, 3: 0.1}, "absent", "do not return to the past more and more"),
+        ({2: 0.2, 3: 0.5}, {2: 0.3, 3: 0.4}, "absent", "the batches show it too"),
+        ({2: 0.5, 3: 0.5}, {2: 0.3, 3: 0.1}, "absent", "do not return to the past more and more."),
+        ({2: 0.9, 3: 0.6}, {2: 0.3, 3: 0.1}, "steady", "but mostly ask what it asked"),
         ({2: 0.2}, {1: 0.4, 2: 0.3}, "open", "1 of the 2 needed"),
         ({2: 0.2, 3: 0.6}, {}, "open", "0 of the 2 needed"),
     ],
@@ -34,6 +37,7 @@ def test_the_local_verdict_tells_its_numbers() -> None:
     ("overlap", "state", "words"),
     [
         ({2: 0.4, 3: 0.8}, "present", "The overlap with the past goes from 40.0% (iteration 2) to 80.0%"),
+        ({2: 0.9, 3: 0.6}, "steady", "from 90.0% (iteration 2) to 60.0% (iteration 3)"),
         ({2: 0.4, 3: 0.4}, "absent", "do not return to the past more and more"),
         ({2: 0.96, 3: 1.0}, "open", "alike from the start"),
     ],

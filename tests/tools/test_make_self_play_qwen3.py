@@ -48,20 +48,22 @@ def test_questions_are_short() -> None:
 
 
 def test_the_solver_has_something_to_learn(recorded: Table) -> None:
-    """Skills from hardly known to well known, and answers that often differ."""
+    """Skills from hardly known to well known; it is often unsure, and its majority is right more often."""
     solver = recorded["solver"]
     rates = {skill: solver[skill][f"avg@{SAMPLES}"] for skill in FAMILIES}
-    assert min(rates.values()) < 0.3 and max(rates.values()) > 0.75
-    assert 0.35 < solver["all"][f"avg@{SAMPLES}"] < 0.65
-    assert solver["all"][f"pass@{SAMPLES}"] > solver["all"][f"avg@{SAMPLES}"] + 0.15
-    assert solver["all"]["in the band"] > 0.2
+    assert min(rates.values()) < 0.2 and max(rates.values()) > 0.75
+    assert sum(0.2 < rate < 0.75 for rate in rates.values()) >= 5
+    assert 0.35 < solver["all"][f"avg@{SAMPLES}"] < 0.6
+    assert solver["all"]["majority is right"] > solver["all"][f"avg@{SAMPLES}"] + 0.1
+    assert solver["all"]["in the band"] > 0.4
 
 
 def test_the_challenger_writes_well_formed_questions_of_skewed_skills(recorded: Table) -> None:
     challenger = recorded["challenger"]
     assert 0.9 < challenger["well-formed"] <= 1
     assert 0.5 < challenger["sentences of the grammar"] < 1
-    assert challenger["in the band"] > 0.2
+    assert challenger["in the band"] > 0.4
+    assert 0.6 < challenger["label in the band is right"] < 0.9
     shares = [challenger[f"writes {skill}"] for skill in FAMILIES]
     assert sum(shares) == pytest.approx(1)
     assert max(shares) > 0.2
@@ -81,7 +83,8 @@ def test_card_shows_the_recorded_tables_and_settings(recorded: Table) -> None:
     assert card.tables(recorded) in text
     found = re.search(r"```json\n(.*?)\n```", text, re.DOTALL)
     assert found is not None
-    assert json.loads(found[1])["warm-up"] == json.loads(json.dumps(vars(script.SCHEDULE)))
+    settings = [stage["warm-up"] for stage in json.loads(found[1])]
+    assert settings == json.loads(json.dumps([vars(schedule) for schedule in script.SCHEDULES]))
 
 
 def test_command_line_defaults_to_the_carried_folder() -> None:
@@ -103,7 +106,7 @@ def test_a_very_short_run_writes_a_folder_and_the_evaluation_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The whole script but the download: two steps, few samples, a tokenizer trimmed again."""
-    monkeypatch.setattr(script, "SCHEDULE", Schedule(steps=2, batch=4))
+    monkeypatch.setattr(script, "SCHEDULES", (Schedule(steps=2, batch=4), Schedule(steps=1, batch=3)))
     monkeypatch.setattr(tokenizer, "verify", lambda folder: None)
     monkeypatch.setattr(corpus, "HELD_OUT_PER_SKILL", 1)
     monkeypatch.setattr(measures, "WRITTEN", 4)
@@ -114,7 +117,9 @@ def test_a_very_short_run_writes_a_folder_and_the_evaluation_set(
     assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == len(FAMILIES)
     table = json.loads((tmp_path / "model" / "measurements.json").read_text())
     assert table["challenger"]["well-formed"] == 0, "random weights write nothing"
-    assert "2 steps of 4" in " ".join((tmp_path / "model" / "README.md").read_text().split())
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "1. 2 steps of 4, right work alone; " in text
+    assert "1. 1 steps of 3, with slips; " in text
     capsys.readouterr()
     assert script.main(["--measure", str(tmp_path / "model")]) == 0
     assert capsys.readouterr().out.strip() == card.tables(measure(tmp_path / "model", corpus.held_out()))

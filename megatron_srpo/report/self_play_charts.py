@@ -29,7 +29,8 @@ ITERATIONS = Clock("iterations", "iterations", steps_of, iteration_axis)
 
 
 def _accuracy(axes: "Axes", run: RunData) -> None:
-    for index, name in enumerate(run_sets(run)):
+    sets = [name.removeprefix("heldout/") for name in run.metrics() if name.startswith("heldout/")]
+    for index, name in enumerate(sets if len(sets) > 1 else []):  # a single one is the mean
         draw_line(axes, run, f"heldout/{name}", name, cycle(index + 1), width=1.1)
     draw_line(axes, run, "heldout", "mean of sets", light("blue"), width=2.2)
     steps, values = run.series("heldout")
@@ -39,11 +40,6 @@ def _accuracy(axes: "Axes", run: RunData) -> None:
             f"{value:.2f}", (step, value), (0, 5), textcoords="offset points", ha="center", fontsize=8
         )
     axes.margins(x=0.06, y=0.12)
-
-
-def run_sets(run: RunData) -> list[str]:
-    """Return the names of the held-out sets."""
-    return [name.removeprefix("heldout/") for name in run.metrics() if name.startswith("heldout/")]
 
 
 def _reward(axes: "Axes", run: RunData) -> None:

@@ -32,7 +32,7 @@ def test_the_examples_survive_writing_and_reading(name: str, tmp_path: Path) -> 
 
 
 def test_the_lowest_reward_is_that_of_the_formula() -> None:
-    # R-Diverse: nothing certain, one cluster of the whole batch, a memory of the very question: -1 - 0.25 - 0.375.
+    # All votes alike, one cluster of the whole batch, the very question in memory: 0 - 1 - 0.25 - 0.375.
     assert ChallengerRewardConfig().lowest == -1.625
     assert ChallengerRewardConfig(memory=False, malformed=-1.5).lowest == -1.0
     assert ChallengerRewardConfig(repetition="off", memory=False, malformed=-0.5).lowest == 0.0

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, "-m", "megatron_srpo.cli", "self-play", "--config", options.config]
     command += ["--resume-if-started", *options.overrides]
     whole = options.out / "whole"
-    seconds = _run(command, whole)
+    seconds = run_to_end(command, whole)
     expected = fingerprint(whole)
     print(f"undisturbed: {seconds:.0f} s, {len(expected)} things to compare", flush=True)
     generator = random.Random(options.seed)
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _trial(command: Sequence[str], folder: Path, second: float, expected: dict[str, str]) -> Trial:
-    iteration, phase = _run_and_kill(command, folder, second)
-    _run(command, folder)
+    iteration, phase = run_and_kill(command, folder, second)
+    run_to_end(command, folder)
     return Trial(second, iteration, phase, differences(expected, fingerprint(folder)), kept_twice(folder))
 
 
@@ -108,7 +108,7 @@ def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _run(command: Sequence[str], folder: Path) -> float:
+def run_to_end(command: Sequence[str], folder: Path) -> float:
     """Run a self-play to its end; return the seconds."""
     began = time.monotonic()
     status = _start(command, folder).wait()
@@ -117,7 +117,7 @@ def _run(command: Sequence[str], folder: Path) -> float:
     return time.monotonic() - began
 
 
-def _run_and_kill(command: Sequence[str], folder: Path, second: float) -> tuple[int, str]:
+def run_and_kill(command: Sequence[str], folder: Path, second: float) -> tuple[int, str]:
     """Start a self-play, kill it and all that it has started; return what it was doing."""
     process = _start(command, folder)
     until = time.monotonic() + second

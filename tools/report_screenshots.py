@@ -2,8 +2,10 @@
 
     python -m tools.report_screenshots runs/srpo-1 runs/grpo-1 ...
 
-The first run is shown, then the comparison of all. The pages are written anew, so the pictures show what this
-version writes. Needs Chromium (make install-chromium).
+    python -m tools.report_screenshots --self-play runs/r-diverse-1     # of docs/self_play.md
+
+The first run is shown, then the comparison of all; of a self-play, how diverse its questions are. The pages
+are written anew, so the pictures show what this version writes. Needs Chromium (make install-chromium).
 """
 
 import argparse
@@ -18,6 +20,7 @@ from PIL import Image
 from megatron_srpo.errors import UserError
 from megatron_srpo.report.compare import write_comparison_page
 from megatron_srpo.report.html import write_report
+from megatron_srpo.selfplay.report import write_self_play_report
 from tools.chromium import Chromium, ChromiumError
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -28,20 +31,38 @@ COLOURS = 192  # of a picture: few enough for small files, enough for smooth edg
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the pictures and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first one's page is shown")
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders; the first one's page is shown")
+    parser.add_argument("--self-play", type=Path, metavar="FOLDER", help="folder of a self-play")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder for the pictures")
     given = parser.parse_args(arguments)
+    if not given.runs and not given.self_play:
+        parser.error("name run folders, or --self-play FOLDER")
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         with Chromium(WIDTH, HEIGHT) as browser:
-            draw_report(browser, write_report(given.runs[0]), given.out)
-            with tempfile.TemporaryDirectory() as folder:
-                page = write_comparison_page(given.runs, Path(folder) / "comparison.html")
-                draw_comparison(browser, page, given.out)
+            if given.runs:
+                draw_runs(browser, given.runs, given.out)
+            if given.self_play:
+                draw_self_play(browser, write_self_play_report(given.self_play), given.out)
     except (UserError, ChromiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def draw_runs(browser: Chromium, runs: Sequence[Path], out: Path) -> None:
+    """Draw the pictures of runs: the first one's page, and the comparison of all."""
+    draw_report(browser, write_report(runs[0]), out)
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_comparison_page(runs, Path(folder) / "comparison.html")
+        draw_comparison(browser, page, out)
+
+
+def draw_self_play(browser: Chromium, page: Path, out: Path) -> None:
+    """Draw how diverse the questions of a self-play are."""
+    browser.open(page)
+    top, bottom = top_of(browser, "#diversity"), top_of(browser, "#nearest-heading")
+    save(browser, out / "self-play-diversity.png", top - 8, bottom - 16)
 
 
 def draw_report(browser: Chromium, page: Path, out: Path) -> None:

@@ -11,6 +11,8 @@ running. docs/self_play.md says what the memory is for.
 
 import argparse
 import json
+import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -63,7 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = find_bank(arguments.folder)
     actions = {"show": _show, "search": _search, "stats": _stats}
-    actions[arguments.action](arguments, folder, MemoryBank.read(folder))
+    try:
+        actions[arguments.action](arguments, folder, MemoryBank.read(folder))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -165,7 +172,8 @@ def measured(question: str, folder: Path, bank: "MemoryBank") -> "Skill":
     path = folder.parent / CONFIG
     if not path.is_file():
         raise ConfigError(
-            f"{path} is not there, so nobody knows how skills were measured; put it back, or use --text"
+            f"{path} is not there, so it is unknown how skills were measured; search with --text, or "
+            "put it back"
         )
     with tempfile.TemporaryDirectory() as scratch:
         # The self-play may be running, and its cache of skills has one writer.
@@ -218,7 +226,16 @@ def _iterations_table(stats: "MemoryStats") -> "Table":
     from megatron_srpo.selfplay.memory_stats import SAMPLED
 
     table = _table(
-        ["iteration", "entries", "share", "mean", "nearest", "mean to earlier", "nearest earlier", "largest"],
+        [
+            "iteration",
+            "entries",
+            "share",
+            "mean",
+            "nearest",
+            "mean to\nearlier",
+            "nearest\nearlier",
+            "largest\nearlier",
+        ],
         "share: mean share of the labels. Then cosines: of two questions of the iteration; to the nearest "
         "other one of it; to all of earlier iterations; to the nearest of them, mean and largest. Nearest "
         f"ones and those to earlier ones: of at most {SAMPLED} questions of an iteration, evenly spaced.",
@@ -273,7 +290,8 @@ def _table(names: Sequence[str], caption: str) -> "Table":
 
     table = Table(caption=_text(caption))
     for name in names:
-        table.add_column(name, overflow="fold")
+        # A heading is never cut, however narrow the terminal.
+        table.add_column(name, overflow="fold", min_width=max(map(len, name.split("\n"))))
     return table
 
 

@@ -111,29 +111,25 @@ def _self_play_text(name: str, arguments: argparse.Namespace, overrides: list[st
 
 def yaml_text(recipe: Recipe, config: RunConfig, num_nodes: int, gpus_per_node: int) -> str:
     """Return a recipe as YAML, headed by what it is and how it is started."""
-    head = f"# {recipe.name} on {num_nodes} x {gpus_per_node} GPUs. {PAPERS[recipe.algorithm].source}.\n"
-    replicas = num_nodes * gpus_per_node // config.parallel.replica
-    start = f"megatron-srpo train --config FILE --replicas {replicas}"
+    source, replica = PAPERS[recipe.algorithm].source, config.parallel.replica
+    return _head("train", recipe.name, source, replica, num_nodes, gpus_per_node) + to_yaml(config)
+
+
+def self_play_yaml(recipe: SelfPlayRecipe, config: SelfPlayConfig, num_nodes: int, gpus_per_node: int) -> str:
+    """Return a recipe of self-play as YAML, headed by what it is and how it is started."""
+    replica = config.solver.parallel.replica
+    return _head("self-play", recipe.name, recipe.source, replica, num_nodes, gpus_per_node) + to_yaml(config)
+
+
+def _head(command: str, name: str, source: str, replica: int, num_nodes: int, gpus_per_node: int) -> str:
+    replicas = num_nodes * gpus_per_node // replica
+    start = f"megatron-srpo {command} --config FILE --replicas {replicas}"
     if num_nodes > 1:
         start = (
             f"megatron-srpo launch --config FILE --launch CLUSTER launch.nodes={num_nodes} "
             f"launch.ranks_per_node={gpus_per_node}   (docs/slurm.md)"
         )
-    return f"{head}#   {start}\n{to_yaml(config)}"
-
-
-def self_play_yaml(recipe: SelfPlayRecipe, config: SelfPlayConfig, num_nodes: int, gpus_per_node: int) -> str:
-    """Return a recipe of self-play as YAML, headed by what it is and how it is started."""
-    head = f"# {recipe.name} on {num_nodes} x {gpus_per_node} GPUs. {recipe.source}.\n"
-    start = (
-        f"megatron-srpo self-play --config FILE --replicas {gpus_per_node // config.solver.parallel.replica}"
-    )
-    if num_nodes > 1:
-        start = (
-            f"torchrun --nnodes {num_nodes} --nproc-per-node {gpus_per_node} ... -m megatron_srpo.cli "
-            "self-play --config FILE   (on every node)"
-        )
-    return f"{head}#   {start}\n{to_yaml(config)}"
+    return f"# {name} on {num_nodes} x {gpus_per_node} GPUs. {source}.\n#   {start}\n"
 
 
 def list_text(num_nodes: int, gpus_per_node: int) -> str:

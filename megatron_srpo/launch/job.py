@@ -102,6 +102,11 @@ def make_job(config: RunConfig | SelfPlayConfig, launch: LaunchConfig, here: str
             "servers hold several models in turn and are started by its first rank, on its own node; use one "
             "node, or name servers of your own in rollout.sglang.urls of challenger and solver"
         )
+    if launch.launcher != "torchrun":
+        raise ConfigError(
+            f"launch.launcher = {launch.launcher!r}: while one rank asks the frozen models, the others give "
+            "no sign of life, which it takes for a hang; set launch.launcher=torchrun"
+        )
     return dataclasses.replace(job, self_play=with_overrides(config, [f"output_dir={job.run_folder}"]))
 
 

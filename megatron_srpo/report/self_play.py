@@ -12,7 +12,7 @@ from megatron_srpo.report.run_data import RunData, best, flatten
 from megatron_srpo.report.self_play_charts import DIVERSITY, LEARNING, PHASES, scatter_svg
 from megatron_srpo.report.self_play_data import SelfPlayData, load_self_play
 from megatron_srpo.report.self_play_nearest import nearest_section
-from megatron_srpo.report.self_play_tables import heat_map, iteration_table, links
+from megatron_srpo.report.self_play_tables import heat_maps, iteration_table, links
 from megatron_srpo.report.text import visible
 
 _SUMMARY_KEYS = (
@@ -31,7 +31,12 @@ _SUMMARY_KEYS = (
     ("seed", "seed"),
 )
 _ILLUSIONS = {"local": "Local Diversity Illusion", "surface": "Surface Diversity Illusion"}
-_STATES = {"present": "present", "absent": "not seen", "open": "cannot be told"}
+_STATES = {
+    "present": "present",
+    "absent": "not seen",
+    "steady": "no rise, but steady recurrence",
+    "open": "cannot be told",
+}
 
 
 def write_self_play_page(folder: str | Path, notes: Sequence[str] = ()) -> Path:
@@ -60,10 +65,10 @@ def self_play_page(data: SelfPlayData, notes: Sequence[str] = ()) -> str:
         _charts(LEARNING, run),
         iteration_table(run),
         links(data),
-        "<h2>Diversity of the valid questions</h2>",
+        '<h2 id="diversity">Diversity of the valid questions</h2>',
         _measured(data.diversity),
         _charts(DIVERSITY, run),
-        heat_map(data.diversity),
+        heat_maps(data.diversity),
         _scatter(data.diversity),
         nearest_section(data.nearest),
         _config_section(run),

@@ -8,7 +8,7 @@ import numpy as np
 from megatron_srpo.report.clocks import Clock, steps_of
 from megatron_srpo.report.drawing import draw_line, draw_stack, step_axis
 from megatron_srpo.report.plots import Chart, lines
-from megatron_srpo.report.run_data import RunData
+from megatron_srpo.report.run_data import RunData, best
 from megatron_srpo.report.style import cycle, inline_svg, light, rc_params, svg_text
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def _accuracy(axes: "Axes", run: RunData) -> None:
         draw_line(axes, run, f"heldout/{name}", name, cycle(index + 1), width=1.1)
     draw_line(axes, run, "heldout", "mean of sets", light("blue"), width=2.2)
     steps, values = run.series("heldout")
-    for step, value in zip(steps, values, strict=True):
+    top = best(steps, values)
+    for step, value in sorted({(steps[0], values[0]), top, (steps[-1], values[-1])}) if top else ():
         axes.annotate(
             f"{value:.2f}", (step, value), (0, 5), textcoords="offset points", ha="center", fontsize=8
         )
@@ -63,6 +64,7 @@ def _reward(axes: "Axes", run: RunData) -> None:
 def _local(axes: "Axes", run: RunData) -> None:
     draw_line(axes, run, "recurrence/near", "near-equal before", light("red"), width=2.2)
     draw_line(axes, run, "recurrence/seen_clusters", "cluster seen before", light("orange"), dashed=True)
+    draw_line(axes, run, "recurrence/overlap", "overlap of clusters", light("purple"))
     draw_line(axes, run, "text/recurrence", "same text before", light("grey"), dashed=True, width=1.0)
     draw_line(axes, run, "challenger/repetition", "batch penalty", light("blue"))
     axes.set_ylim(bottom=0)
@@ -147,7 +149,7 @@ DIVERSITY: tuple[Chart, ...] = (
     Chart(
         "local",
         "Within a batch against across iterations",
-        "Share of valid questions that recur, beside what the batch's repetition penalty says.",
+        "What recurs from the past (shares of the valid questions), and the batch's repetition penalty.",
         ("recurrence/near", "text/recurrence", "challenger/repetition"),
         _local,
         ITERATIONS,
@@ -177,7 +179,8 @@ DIVERSITY: tuple[Chart, ...] = (
     _chart(
         "likeness",
         "Mean likeness of pairs",
-        "",
+        "Past: of a question and one of an earlier iteration. Others: of one iteration.",
+        ("recurrence/mean_cosine", "past (cosine)", "orange"),
         ("skill/cosine_mean", "skill (cosine)", "blue"),
         ("surface/bleu_mean", "words (BLEU)", "purple"),
         bottom=False,

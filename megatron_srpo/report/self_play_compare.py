@@ -27,7 +27,7 @@ _PANELS = (
     ("labels/accuracy", "Pseudo-labels right"),
     ("pool/valid", "Valid share of the pool"),
     ("recurrence/near", "Recurrence: near-equal question before"),
-    ("recurrence/seen_clusters", "Recurrence: cluster seen before"),
+    ("recurrence/overlap", "Overlap with the clusters of the past"),
     ("challenger/repetition", "Batch repetition penalty"),
     ("skill/clusters", "Clusters of skills"),
     ("skill/effective_clusters", "Effective clusters of skills"),

@@ -31,7 +31,8 @@ def nearest_section(rows: Sequence[Row]) -> str:
         f"earlier iterations; here are {which}."
     )
     cards = "".join(_card(row, place) for place, row in enumerate(shown))
-    return f'{heading}<p class="note">{note}</p><div id="nearest">{_CONTROLS}<div>{cards}</div></div>'
+    inner = f'{_CONTROLS}<div class="cards">{cards}</div>'
+    return f'{heading}<p class="note">{note}</p><div id="nearest">{inner}</div>'
 
 
 def chosen(rows: Sequence[Row], limit: int = _SHOWN) -> list[Row]:

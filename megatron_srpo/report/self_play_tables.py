@@ -19,6 +19,7 @@ COLUMNS = (
     ("batch penalty", "challenger/repetition", "{:.4f}"),
     ("recur", "recurrence/near", "{:.3f}"),
     ("seen clusters", "recurrence/seen_clusters", "{:.3f}"),
+    ("overlap", "recurrence/overlap", "{:.3f}"),
     ("clusters", "skill/clusters", "{:.0f}"),
     ("effective", "skill/effective_clusters", "{:.1f}"),
     ("hidden pairs", "pairs/far_of_one_skill", "{:.3f}"),
@@ -38,28 +39,43 @@ def iteration_table(run: RunData) -> str:
     return f'<div class="tables">{table(("iteration", *(name for name, _, _ in COLUMNS)), rows)}</div>'
 
 
-def heat_map(diversity: Mapping[str, Any]) -> str:
-    """Return which share of an iteration's questions has a near-equal one in which iteration."""
-    recurrence = diversity.get("recurrence") or {}
-    iterations, shares = recurrence.get("iterations", ()), recurrence.get("shares", ())
-    if not iterations:
+def heat_maps(diversity: Mapping[str, Any]) -> str:
+    """Return what iterations have in common: near-equal questions, and shares of clusters."""
+    maps = [
+        _heat_map(
+            diversity.get("recurrence"),
+            "Near-equal questions between iterations",
+            "Share of the valid questions of an iteration (line) that have a near-equal question in an "
+            "iteration (column); in its own: another one.",
+        ),
+        _heat_map(
+            diversity.get("overlap"),
+            "Clusters that iterations share",
+            "Sum over clusters of the smaller of the two iterations' shares: 1 where they ask the same in "
+            "the same proportions.",
+        ),
+    ]
+    return f'<div class="tables">{"".join(maps)}</div>' if any(maps) else ""
+
+
+def _heat_map(found: Mapping[str, Any] | None, title: str, note: str) -> str:
+    if not found or not found["iterations"]:
         return ""
+    iterations, shares = found["iterations"], found["shares"]
     head = "".join(f'<th class="n">in {number}</th>' for number in iterations)
     lines = "".join(
         f"<tr><th>of {number}</th>{''.join(map(_heat, row))}</tr>"
         for number, row in zip(iterations, shares, strict=True)
     )
-    note = (
-        "Share of the valid questions of an iteration (line) that have a near-equal question in an iteration "
-        "(column); in its own: another one."
-    )
     return (
-        f'<h3 class="own">Recurrence between iterations</h3><p class="note">{note}</p>'
-        f'<div class="scroll"><table class="heat"><tr><th></th>{head}</tr>{lines}</table></div>'
+        f'<div class="between"><h3>{title}</h3><p class="note">{note}</p>'
+        f'<div class="scroll"><table class="heat"><tr><th></th>{head}</tr>{lines}</table></div></div>'
     )
 
 
-def _heat(share: float) -> str:
+def _heat(share: float | None) -> str:
+    if share is None:
+        return "<td></td>"
     colour = f"color-mix(in srgb,var(--orange) {round(80 * share)}%,transparent)"
     return f'<td class="n" style="background:{colour}">{share:.1%}</td>'
 

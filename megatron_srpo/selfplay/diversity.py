@@ -16,7 +16,7 @@ from megatron_srpo.report.self_play_data import DIVERSITY_VERSION
 from megatron_srpo.selfplay.asked import Asked, by_iteration
 from megatron_srpo.selfplay.bleu import bleu_similarity
 from megatron_srpo.selfplay.clusters import cluster_labels
-from megatron_srpo.selfplay.recurrence import Nearest, nearest, seen_before
+from megatron_srpo.selfplay.recurrence import Nearest, nearest, overlap, seen_before
 from megatron_srpo.selfplay.spread import Vectors, cosine_distance, evenly, mean_pair_cosine, spread
 from megatron_srpo.selfplay.surface import Pairs, pairs, surface_against_skill
 from megatron_srpo.selfplay.types import Remembered
@@ -53,6 +53,7 @@ class Diversity:
     Attributes:
         rows: per iteration.
         recurrence: ``[t][u]``: share of iteration t's questions with a near-equal one in iteration u <= t.
+        overlap: ``[t][u]``: what iterations t and u <= t have in common as shares of clusters.
         drawn: sampled pairs: iteration, BLEU, cosine.
         near: rows of nearest.jsonl.
     """
@@ -60,6 +61,7 @@ class Diversity:
     limits: Limits
     rows: dict[int, Row] = field(default_factory=dict)
     recurrence: dict[int, list[float]] = field(default_factory=dict)
+    overlap: dict[int, list[float | None]] = field(default_factory=dict)
     drawn: list[tuple[int, float, float]] = field(default_factory=list)
     near: list[Row] = field(default_factory=list)
 
@@ -74,6 +76,7 @@ class Diversity:
             "limits": dataclasses.asdict(self.limits),
             "iterations": [{"iteration": number, **row} for number, row in sorted(self.rows.items())],
             "recurrence": {"iterations": [*self.recurrence], "shares": [*self.recurrence.values()]},
+            "overlap": {"iterations": [*self.overlap], "shares": [*self.overlap.values()]},
             "pairs": self.drawn,
         }
 
@@ -170,10 +173,19 @@ def _add_recurrence(found: Diversity, asked: Sequence[Asked]) -> None:
         found.recurrence[new.iteration] = neighbours.near_shares(found.limits.near)
         if count > 1:
             cosine_N, _ = neighbours.earlier()
-            share = float((cosine_N >= found.limits.near).mean())
-            _add(found.rows[new.iteration], {"recurrence/near": share})
-            found.rows[new.iteration]["recurrence/nearest_mean"] = float(cosine_N.mean())
+            found.rows[new.iteration] |= {
+                "recurrence/near": float((cosine_N >= found.limits.near).mean()),
+                "recurrence/nearest_mean": float(cosine_N.mean()),
+                "recurrence/mean_cosine": _mean_cosine(new, asked[: count - 1]),
+            }
             found.near += _nearest_rows(new, asked[: count - 1], neighbours)
+
+
+def _mean_cosine(new: Asked, earlier: Sequence[Asked]) -> float:
+    """Return the mean cosine over all pairs of a new and an earlier question, as MAP's mean."""
+    total_D = np.sum([_vectors(one).sum(axis=0, dtype=np.float64) for one in earlier], axis=0)
+    mean_D = _vectors(new).mean(axis=0, dtype=np.float64)
+    return float(mean_D @ total_D / sum(len(one.entries) for one in earlier))
 
 
 def _nearest_rows(new: Asked, earlier: Sequence[Asked], neighbours: Nearest) -> list[Row]:
@@ -212,12 +224,9 @@ def _add_seen(found: Diversity, asked: Sequence[Asked]) -> None:
         return
     chosen = [evenly(len(one.entries), found.limits.together // len(asked)) for one in asked]
     labels_N = _skill_labels(asked, chosen, found.limits.cluster_distance)
-    ends = np.cumsum([len(places) for places in chosen])[:-1]
-    own = np.split(labels_N, ends)
-    for one, share in zip(asked, seen_before(own), strict=True):
-        _add(found.rows[one.iteration], {"recurrence/seen_clusters": share})
-    known: set[int] = set()
-    for one, labels in zip(asked, own, strict=True):
-        fresh = set(labels.tolist()) - known
-        found.rows[one.iteration]["skill/new_clusters"] = len(fresh)
-        known |= fresh
+    own = np.split(labels_N, np.cumsum([len(places) for places in chosen])[:-1])
+    for count, (one, share) in enumerate(zip(asked, seen_before(own), strict=True)):
+        row, past = found.rows[one.iteration], np.concatenate([own[0][:0], *own[:count]])
+        row["skill/new_clusters"] = len(np.setdiff1d(own[count], past))
+        _add(row, {"recurrence/seen_clusters": share, "recurrence/overlap": overlap(own[count], past)})
+        found.overlap[one.iteration] = [overlap(own[count], other) for other in own[: count + 1]]

@@ -34,9 +34,10 @@ class IterationFolder:
         """What that run trains on."""
         return self.path / f"{role}_prompts.jsonl"
 
-    def responses(self, role: str) -> Path:
-        """Responses kept while that run goes on."""
-        return self.path / "kept" / role
+    @property
+    def responses(self) -> Path:
+        """The Challenger's responses, kept while it is trained."""
+        return self.path / "kept" / CHALLENGER
 
     @property
     def pool(self) -> Path:

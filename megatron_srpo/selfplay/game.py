@@ -8,7 +8,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -51,7 +51,7 @@ from megatron_srpo.session.scorer import Embedding, Scorer, ScorerParts
 from megatron_srpo.session.status import RunStatus
 from megatron_srpo.session.stop import StopRequested, StopSignals
 from megatron_srpo.training.exchange import from_first_rank
-from megatron_srpo.weights.agreement import on_first_rank
+from megatron_srpo.weights.agreement import on_first_rank, together
 
 
 class SelfPlay:
@@ -120,7 +120,8 @@ class SelfPlay:
         """Train the Challenger on the rewards of the frozen Solver's votes."""
         row = {"id": "0", "prompt": challenger_messages(self.config.prompt)[-1]["content"]}
         on_first_rank(lambda: write_rows(self.folder.prompts(CHALLENGER), [row]))
-        self._train(CHALLENGER, self._open_scorer)
+        embedding = Embedding(self._open_scorer, self.folder.responses, (self._root,))
+        self._train(CHALLENGER, embedding)
 
     def write_questions(self) -> None:
         """Let the trained Challenger write the pool."""
@@ -138,7 +139,7 @@ class SelfPlay:
     def train_solver(self) -> None:
         """Train the Solver on valid questions and remembered ones; without any it stays as it is."""
         if on_first_rank(self._write_training_set):
-            self._train(SOLVER, None)
+            self._train(SOLVER, Embedding(stop_folders=(self._root,)))
         else:
             band = f"{self.config.votes.low:g} to {self.config.votes.high:g}"
             self.say(f"no question has a share of {band}: the Solver keeps its weights in this iteration")
@@ -149,18 +150,17 @@ class SelfPlay:
 
     # What they do on the first rank, or for training on all.
 
-    def _train(
-        self,
-        role: str,
-        open_scorer: Callable[[ScorerParts], AbstractContextManager[Scorer]] | None,
-    ) -> None:
-        folder, config = self.folder, training_run(self.config, role, self.folder)
-        resume = from_first_rank(is_started(config))
-        check_output(config, resume)
-        embedding = Embedding(open_scorer, folder.responses(role), (self._root,))
+    def _train(self, role: str, embedding: Embedding) -> None:
+        config, resume = on_first_rank(lambda: self._training_run(role))
         self._train_run(config, resume, embedding)
         gc.collect()  # models hold circles of references
         platform.give_back_memory()
+
+    def _training_run(self, role: str) -> tuple[RunConfig, bool]:
+        config = training_run(self.config, role, self.folder)
+        resume = is_started(config)
+        check_output(config, resume)
+        return config, resume
 
     def _train_run(self, config: RunConfig, resume: bool, embedding: Embedding) -> None:
         with open_run(config, resume, self._signals, embedding) as run:
@@ -171,9 +171,7 @@ class SelfPlay:
     @contextmanager
     def _open_scorer(self, parts: ScorerParts) -> Iterator[Scorer]:
         with ExitStack() as stack:
-            judges = None
-            if dist.get_rank() == 0:
-                judges = self._judges(parts, stack)
+            judges = together(lambda: self._judges(parts, stack) if dist.get_rank() == 0 else None)
             yield ChallengerScorer(self.config, judges, parts.groups, parts.control)
 
     def _judges(self, parts: ScorerParts, stack: ExitStack) -> Judges:
@@ -287,8 +285,8 @@ class SelfPlay:
 
     def _prune(self) -> None:
         """Remove the checkpoints that this iteration's runs began with, and responses kept for resuming."""
+        shutil.rmtree(self.folder.responses, ignore_errors=True)
         before = IterationFolder(self._root, self.state.iteration - 1)
         for role in (CHALLENGER, SOLVER):
-            shutil.rmtree(self.folder.responses(role), ignore_errors=True)
             if (self.folder.run(role) / "model").is_dir():
                 shutil.rmtree(before.run(role) / "checkpoints", ignore_errors=True)

@@ -1,6 +1,8 @@
 """One iteration of self-play on one screen, and the loop around it."""
 
 import importlib
+import logging
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,6 +20,8 @@ from megatron_srpo.session.status import RunStatus
 from megatron_srpo.session.stop import StopRequested, StopSignals
 from megatron_srpo.training.fence import Fence, claim
 from megatron_srpo.weights.agreement import on_first_rank
+
+_log = logging.getLogger(__name__)
 
 
 def play(config: SelfPlayConfig, signals: StopSignals | None = None) -> bool:
@@ -87,4 +91,12 @@ def load_truth(name: str | None) -> Truth | None:
         raise ConfigError(f"truth = {name!r}: module {module!r} cannot be imported: {error}") from error
     if not colon or not callable(found):
         raise ConfigError(f"truth = {name!r} is no package.module:function")
-    return found
+    return partial(_ask, found)
+
+
+def _ask(truth: Truth, question: str) -> str | None:
+    try:
+        return truth(question)
+    except Exception as error:  # boundary: a user's function may fail in any way at what a model wrote
+        _log.warning("truth of %.200r: %s: %s; taken for unknown", question, type(error).__name__, error)
+        return None

@@ -70,6 +70,19 @@ def seen_before(labels: Sequence[NDArray[np.integer]]) -> list[float | None]:
     return shares
 
 
+def overlap(left_N: NDArray[np.integer], right_M: NDArray[np.integer]) -> float | None:
+    """Return what two sets of questions have in common as shares of clusters: the sum of the smaller shares.
+
+    1 where clusters have equal shares in both, 0 where no cluster is in both; None where a set is empty.
+    Samples of one distribution stay below 1, the more so the fewer questions there are per cluster.
+    """
+    if not len(left_N) or not len(right_M):
+        return None
+    clusters = int(max(left_N.max(), right_M.max())) + 1
+    shares = [np.bincount(labels, minlength=clusters) / len(labels) for labels in (left_N, right_M)]
+    return float(np.minimum(*shares).sum())
+
+
 def _nearest_in(
     new_ND: Vectors, old_ND: Vectors, *, own: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

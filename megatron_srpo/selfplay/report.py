@@ -81,7 +81,9 @@ def _verdicts(folder: Path, config: Mapping[str, Any], found: Diversity) -> list
         penalty = {}
     alike = {number: int(count) for number, count in found.curve("pairs/alike").items()}
     verdicts = (
-        local_illusion(found.curve("recurrence/near"), penalty, measured_by),
+        local_illusion(
+            found.curve("recurrence/near"), found.curve("recurrence/overlap"), penalty, measured_by
+        ),
         surface_illusion(found.curve("pairs/far_of_one_skill"), alike),
     )
     return [dataclasses.asdict(verdict) for verdict in verdicts]

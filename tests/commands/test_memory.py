@@ -1,6 +1,8 @@
 """``megatron-srpo memory`` on banks made here; search by skill with the real measure."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,20 @@ def test_control_characters_become_escapes() -> None:
     assert printable("a\tb\x1b\u202e\ud800\né") == "a\\tb\\x1b\\u202e\\ud800\né"
 
 
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    """More than a pipe holds; the reader takes one line and goes."""
+    bank = MemoryBank.open(tmp_path / "memory", "m", 2)
+    bank.append(1, entries(1, 3000), random_rows(3000, 2))
+    words = ["memory", "show", str(tmp_path), "--limit", "3000", "--json"]
+    command = [sys.executable, "-m", "megatron_srpo.cli", *words]
+    shown = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert shown.stdout is not None and shown.stderr is not None
+    shown.stdout.readline()
+    shown.stdout.close()
+    assert (shown.stderr.read(), shown.wait()) == ("", 0)
+    shown.stderr.close()
+
+
 # -------------------- search
 
 
@@ -128,6 +144,7 @@ def self_play_with_skills(root: Path) -> None:
         f"output_dir={root}",
         "challenger.model.path=challenger",
         "solver.model.path=solver",
+        "challenger.algorithm.name=grpo",
         "skill.embedder.kind=hashing",
     ]
     config = load_config(SelfPlayConfig, None, overrides)
@@ -147,7 +164,7 @@ def test_search_by_skill_finds_the_same_skill_in_other_words(
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     asked = "What is the remainder when 100 is divided by 7?"
     found = as_json(["search", str(tmp_path), asked, "--top", "2"], capsys)
-    assert next(row["question"] for row in found["nearest"]) == QUESTIONS[1]
+    assert found["nearest"][0]["question"] == QUESTIONS[1]
     assert found["nearest"][0]["cosine"] > 0.99 > found["nearest"][1]["cosine"]
     assert len(found["nearest"]) == 2 and "def solver" in found["code"]
     text = output(["search", str(tmp_path), asked], capsys)
@@ -196,12 +213,13 @@ def test_stats_as_text_and_as_json(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_help_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in [
-        (["--help"], ["show | search | stats", "memory search runs/self-play", "output_dir"]),
-        (["search", "--help"], ["FOLDER", "TEXT", "--top K", "--text", "--json", "--code"]),
-        (["show", "--help"], ["--iteration N", "--limit N"]),
+        (["--help"], ["memory search runs/self-play"]),
+        (["memory", "--help"], ["show | search | stats", "memory search runs/self-play", "output_dir"]),
+        (["memory", "search", "--help"], ["FOLDER", "TEXT", "--top K", "--text", "--json", "--code"]),
+        (["memory", "show", "--help"], ["--iteration N", "--limit N"]),
     ]:
         with pytest.raises(SystemExit) as stop:
-            main(["memory", *arguments])
+            main(arguments)
         assert stop.value.code == 0
         text = capsys.readouterr().out
         assert all(word in text for word in words), text

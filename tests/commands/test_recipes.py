@@ -74,9 +74,9 @@ def test_the_list_ends_with_self_play(capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split()[0] for line in lines[start + 1 : start + 5]] == list(SELF_PLAY_RECIPES)
 
 
-def test_a_self_play_on_several_nodes_is_started_on_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_self_play_on_several_nodes_is_launched(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "qwen3-8b-base-r-zero", "--num-nodes", "2"]) == 0
-    assert "torchrun --nnodes 2 --nproc-per-node 8" in capsys.readouterr().out.splitlines()[1]
+    assert "megatron-srpo launch --config FILE --launch CLUSTER launch.nodes=2" in capsys.readouterr().out
 
 
 def test_a_self_play_is_written_as_its_own_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

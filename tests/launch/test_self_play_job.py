@@ -66,3 +66,8 @@ def test_a_dry_run_of_a_recipe_and_of_a_file(
     assert "\nchallenger:" in capsys.readouterr().out
     assert main([*common, "--recipe", "qwen3-4b-base-r-diverse", "--benchmark", "chemistry"]) == 2
     assert "--benchmark" in capsys.readouterr().err
+
+
+def test_a_launcher_that_watches_for_hangs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"launch\.launcher=torchrun"):
+        make_job(recipe(), LaunchConfig(ranks_per_node=8, launcher="ft_launcher"), tmp_path)

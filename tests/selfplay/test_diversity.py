@@ -45,6 +45,14 @@ def test_recurrence_by_hand(found: Diversity) -> None:
     assert found.recurrence == {1: [1.0], 2: [0.25, 1.0], 3: [0.5, 0.75, 1.0]}
 
 
+def test_overlap_by_hand(found: Diversity) -> None:
+    """Shares of skills 0 to 3 in the three iterations, in eighths: 4 4 0 0, 2 0 6 0, 4 0 2 2."""
+    assert found.overlap == {1: [1.0], 2: [0.25, 1.0], 3: [0.5, 0.5, 1.0]}
+    assert found.curve("recurrence/overlap") == {2: 0.25, 3: 3 / 8 + 2 / 8}, "the past has 6 4 6 0 sixteenths"
+    # Pairs of a new and an old question that are of one skill: 2 x 4 of 64, and 4 x 6 + 2 x 6 of 128.
+    assert found.curve("recurrence/mean_cosine") == pytest.approx({2: 8 / 64, 3: 36 / 128})
+
+
 def test_every_new_question_has_its_nearest_old_one(found: Diversity) -> None:
     assert [row["id"] for row in found.near] == [f"{t}/{place}" for t in (2, 3) for place in range(8)]
     same = [row for row in found.near if row["cosine"] == 1.0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_srpo.selfplay import recurrence
-from megatron_srpo.selfplay.recurrence import nearest, seen_before
+from megatron_srpo.selfplay.recurrence import nearest, overlap, seen_before
 
 AXES = np.eye(4, dtype=np.float32)
 
@@ -43,3 +43,19 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_seen_clusters() -> None:
     labels = [np.array([0, 0, 1]), np.array([1, 2, 2, 2]), np.array([], np.int64), np.array([2, 3])]
     assert seen_before(labels) == [None, 0.25, None, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "common"),
+    [
+        ([0, 0, 1, 2], [0, 1, 1, 3], 0.25 + 0.25),
+        ([0, 0, 1, 1], [1, 0], 1.0),
+        ([0, 0], [1, 1, 5], 0.0),
+        ([], [1], None),
+        ([1], [], None),
+    ],
+)
+def test_overlap_is_the_sum_of_the_smaller_shares(
+    left: list[int], right: list[int], common: float | None
+) -> None:
+    assert overlap(np.array(left, np.int64), np.array(right, np.int64)) == common

@@ -23,6 +23,7 @@ def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     assert found["iterations"][2]["recurrence/near"] == 0.75
     assert found["iterations"][0]["text/distinct"] == 1.0
     assert found["recurrence"] == {"iterations": [1, 2, 3], "shares": [[1.0], [0.25, 1.0], [0.5, 0.75, 1.0]]}
+    assert found["overlap"] == {"iterations": [1, 2, 3], "shares": [[1.0], [0.25, 1.0], [0.5, 0.5, 1.0]]}
     assert len(found["pairs"]) == 3 * 28 and found["notes"] == []
     rows = [json.loads(line) for line in (tmp_path / "nearest.jsonl").read_text().splitlines()]
     assert len(rows) == 16 and rows[0]["old_question"] == question(1, 0, 0).question

@@ -17,7 +17,7 @@ from megatron_srpo.selfplay.reward_terms import (
     repetition_penalty,
     uncertainty,
 )
-from tests.selfplay.banks import bank_of, entries, unit_rows
+from tests.selfplay.banks import bank_of, entries, random_rows, unit_rows
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (make install-self-play)")
 
@@ -249,3 +249,18 @@ def test_permuted_batches_get_permuted_rewards_to_the_last_bit(
     )
     for ours, theirs in zip(parts(permuted), parts(straight), strict=True):
         assert ours.tolist() == theirs[order].tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_matrix_products_do_not_round_by_place(seed: int, tmp_path: Path) -> None:
+    """Long vectors and many questions: a product's last bits depend on the rows' places, as BLAS cuts it."""
+    generator = np.random.default_rng(seed)
+    rows, texts = random_rows(61, 389, seed), [f"question {number}" for number in range(61)]
+    rows = unit_rows((rows + 3 * rows[0]).tolist())
+    memory = MemoryBank.open(tmp_path, "by hand", 389)
+    memory.append(1, entries(1, 97), unit_rows((random_rows(97, 389, 9) + rows[0]).tolist()))
+    order = generator.permutation(61)
+    straight = challenger_rewards(R_DIVERSE, texts, [0.5] * 61, rows, memory, 2)
+    permuted = challenger_rewards(R_DIVERSE, [texts[k] for k in order], [0.5] * 61, rows[order], memory, 2)
+    assert straight.memory.min() > 0
+    assert permuted.reward.tolist() == straight.reward[order].tolist()

@@ -11,23 +11,43 @@ from megatron_srpo.selfplay.verdicts import FEWEST_PAIRS, local_illusion, surfac
         ({2: 0.2, 3: 0.6}, {1: 0.4, 2: 0.3, 3: 0.1}, "present", "the batches do not show it"),
         ({2: 0.2, 3: 0.6}, {2: 0.3, 3: 0.3}, "present", "the batches do not show it"),
         ({2: 0.2, 3: 0.6}, {2: 0.3, 3: 0.4}, "absent", "the batches show it too"),
-        ({2: 0.2, 3: 0.24}, {2: 0.3, 3: 0.1}, "absent", "do not recur more and more"),
-        ({2: 0.6, 3: 0.2}, {2: 0.3, 3: 0.1}, "absent", "do not recur more and more"),
-        ({2: 0.97, 3: 1.0}, {2: 0.3, 3: 0.1}, "open", "nearly every question recurs from the start"),
+        ({2: 0.2, 3: 0.24}, {2: 0.3, 3: 0.1}, "absent", "do not return to the past more and more"),
+        ({2: 0.6, 3: 0.2}, {2: 0.3, 3: 0.1}, "absent", "do not return to the past more and more"),
+        ({2: 0.2, 3: 0.5}, {2: 0.3, 3: 0.4}, "absent", "the batches show it too"),
+        ({2: 0.5, 3: 0.5}, {2: 0.3, 3: 0.1}, "absent", "do not return to the past more and more."),
+        ({2: 0.9, 3: 0.6}, {2: 0.3, 3: 0.1}, "steady", "but mostly ask what it asked"),
         ({2: 0.2}, {1: 0.4, 2: 0.3}, "open", "1 of the 2 needed"),
         ({2: 0.2, 3: 0.6}, {}, "open", "0 of the 2 needed"),
     ],
 )
 def test_local(recurrence: dict[int, float], penalty: dict[int, float], state: str, words: str) -> None:
-    verdict = local_illusion(recurrence, penalty, "bleu")
+    verdict = local_illusion(recurrence, dict.fromkeys(recurrence, 0.5), penalty, "bleu")
     assert verdict.state == state
     assert words in verdict.text
 
 
 def test_the_local_verdict_tells_its_numbers() -> None:
-    text = local_illusion({2: 0.2, 4: 0.6}, {2: 0.3, 3: 0.2, 4: 0.1}, "bleu").text
-    assert "20.0% (iteration 2) to 60.0% (iteration 4)" in text
+    curves = {2: 0.2, 4: 0.6}, {2: 0.5, 4: 0.5}, {2: 0.3, 3: 0.2, 4: 0.1}
+    text = local_illusion(*curves, "bleu").text
+    assert text.startswith("Recurrence goes from 20.0% (iteration 2) to 60.0% (iteration 4)")
     assert "penalty (bleu) from 0.3000 to 0.1000" in text
+
+
+@pytest.mark.parametrize(
+    ("overlap", "state", "words"),
+    [
+        ({2: 0.4, 3: 0.8}, "present", "The overlap with the past goes from 40.0% (iteration 2) to 80.0%"),
+        ({2: 0.9, 3: 0.6}, "steady", "from 90.0% (iteration 2) to 60.0% (iteration 3)"),
+        ({2: 0.4, 3: 0.4}, "absent", "do not return to the past more and more"),
+        ({2: 0.96, 3: 1.0}, "open", "alike from the start"),
+    ],
+)
+def test_where_everything_recurs_the_overlap_decides(
+    overlap: dict[int, float], state: str, words: str
+) -> None:
+    verdict = local_illusion({2: 0.97, 3: 1.0}, overlap, {2: 0.3, 3: 0.1})
+    assert verdict.state == state
+    assert words in verdict.text and "Nearly every question recurs from the start." in verdict.text
 
 
 @pytest.mark.parametrize(

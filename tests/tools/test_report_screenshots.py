@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.report.synthetic import write_run
+from tests.selfplay.made_up import write_self_play
 from tools.chromium import find_chromium
 from tools.report_screenshots import IMAGES, WIDTH, main
 
@@ -26,6 +27,20 @@ def test_pictures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             assert colours is not None and len(colours) > 20, "more than paper"
     assert main([str(tmp_path / "absent"), "--out", str(out)]) == 2
     assert "absent is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (make install-chromium)")
+def test_a_self_plays_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra self-play")
+    assert main(["--self-play", str(write_self_play(tmp_path / "play")), "--out", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "self-play-diversity.png") as picture:
+        assert picture.width == WIDTH and picture.height > 600
+
+
+def test_nothing_to_draw_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert "name run folders, or --self-play FOLDER" in capsys.readouterr().err
 
 
 def test_the_pictures_in_the_documentation_are_small() -> None:

@@ -3,7 +3,8 @@
 The memory is a file of random unit vectors (6.1 GB for 10^6 x 1536, in the temporary folder, removed at the
 end). ``cold`` drops the file from the page cache before the comparison. ``torch.mm`` is one product of the
 queries with a part of the memory that is in main memory already, with its row maximum, scaled to the whole:
-what a comparison would cost without file, blocks and bookkeeping. Both take turns in one run.
+what a comparison would cost without file, blocks and bookkeeping. Both take turns in one run. On a busy
+machine look at the CPU seconds, and give ``--threads 1``: waiting threads spin.
 
     python -m tools.benchmarks.bench_memory                       # everything
     python -m tools.benchmarks.bench_memory memory --entries 100000
@@ -32,7 +33,9 @@ from megatron_srpo.selfplay.memory_index import similarity, vector_sum
 
 _PART = 50_000
 _VOCABULARY = 400  # different words of the questions: about as many as a page of problems has
-_MEMORY_HEAD = "| queries | cold, s | warm, s (range) | torch.mm, s (range) | warm / torch.mm |"
+_MEMORY_HEAD = (
+    "| queries | cold, s | warm, s (range) | warm, CPU s (range) | torch.mm, CPU s (range) | times torch.mm |"
+)
 _RULE = "|---|---|---|---|---|"
 _BLEU_HEAD = "| questions | pairs | all at once, s | nltk, s | nltk / all at once |"
 
@@ -68,9 +71,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def seconds_of(work: Callable[[], object]) -> float:
     """Return the wall-clock seconds of a piece of work."""
-    start = time.perf_counter()
+    return clocks_of(work)[0]
+
+
+def clocks_of(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall-clock and the CPU seconds of a piece of work."""
+    start, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 # -------------------- memory
@@ -85,7 +93,7 @@ def bench_memory(arguments: argparse.Namespace) -> None:
             f"sum of all vectors, once per iteration, cold: {seconds_of(lambda: vector_sum(memory_MD)):.1f} s"
         )
         sum_D = vector_sum(memory_MD)
-        print(f"{_MEMORY_HEAD}\n{_RULE}")
+        print(f"{_MEMORY_HEAD}\n{_RULE}---|")
         for count in arguments.queries:
             print(memory_row(arguments, path, memory_MD, sum_D, count), flush=True)
 
@@ -105,12 +113,14 @@ def memory_row(
         return similarity(queries_ND, memory_MD, sum_D, arguments.device, dtype)
 
     drop_from_cache(path)
-    cold, warm, plain = seconds_of(ours), [], []
+    cold, warm, busy, plain = seconds_of(ours), [], [], []
     for _ in range(arguments.repeats):
-        warm.append(seconds_of(ours))
-        plain.append(seconds_of_mm(queries_ND, memory_MD, arguments.device, dtype))
-    ratio = statistics.median(warm) / statistics.median(plain)
-    return f"| {count} | {cold:.1f} | {spread(warm)} | {spread(plain)} | {ratio:.2f} |"
+        wall, cpu = clocks_of(ours)
+        warm.append(wall)
+        busy.append(cpu)
+        plain.append(cpu_seconds_of_mm(queries_ND, memory_MD, arguments.device, dtype))
+    ratio = statistics.median(busy) / statistics.median(plain)
+    return f"| {count} | {cold:.1f} | {spread(warm)} | {spread(busy)} | {spread(plain)} | {ratio:.2f} |"
 
 
 def torch_type(name: str) -> torch.dtype:
@@ -118,14 +128,14 @@ def torch_type(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def seconds_of_mm(
+def cpu_seconds_of_mm(
     queries_ND: NDArray[np.float32], memory_MD: NDArray[np.float32], device: str, dtype: torch.dtype
 ) -> float:
-    """Time a plain product with a part of the memory, and scale it to the whole."""
+    """Return the CPU seconds of a plain product with a part of the memory, scaled to the whole."""
     part = min(_PART, len(memory_MD))
     part_DP = torch.from_numpy(np.array(memory_MD[:part])).to(device, dtype).T
     queries = torch.from_numpy(queries_ND).to(device, dtype)
-    seconds = seconds_of(lambda: torch.mm(queries, part_DP).max(dim=1).values.cpu())
+    _, seconds = clocks_of(lambda: torch.mm(queries, part_DP).max(dim=1).values.cpu())
     return seconds * len(memory_MD) / part
 
 

@@ -55,12 +55,12 @@ class Worksheet:
         """
         slipped = self.numbers in self.slips
         self.numbers += 1
-        value = _near_miss(true, self.rng, low, high) if slipped else true
+        value = near_miss(true, self.rng, low, high) if slipped else true
         self.spans.append(Span(str(value), right=None if value == true else str(true)))
         return value
 
 
-def _near_miss(true: int, rng: random.Random, low: int | None, high: int | None) -> int:
+def near_miss(true: int, rng: random.Random, low: int | None, high: int | None) -> int:
     """A wrong number of the kind a small model writes: a neighbour, a wrong carry, a wrong digit, a wrong
     sign.
     """

@@ -3,12 +3,13 @@
 One model plays both roles, as in the papers. As Challenger it is asked for a question and writes one with its
 answer; some skills and surfaces come far more often than others, so that a Challenger can become more
 diverse, or less. As Solver it is asked the question and answers with short work; some skills come more often
-here too, so that it knows some well, some half and some hardly.
+here too, and in some its examples have more slips, so that it is sure of some, unsure of others and hardly
+knows the rest.
 """
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_srpo.data.chat import render_prompt
 from megatron_srpo.selfplay.arithmetic import Question, sample
 from megatron_srpo.selfplay.arithmetic_skills import FAMILIES
 from tools.tiny_qwen3.corpus import IGNORED, Example
+from tools.tiny_qwen3.families import near_miss
 
 CHALLENGER_PROMPT = "Write a question."
 #: How often the Challenger's examples have a skill; a surface has 1 / its place of the skill's share.
@@ -48,30 +50,86 @@ LESSONS = {
     "product_then_add": 7,
     "common_divisor": 6,
 }
+#: Share of the Solver's examples in which one number of the work is wrong.
+SLIPS = {
+    "sum": 0.15,
+    "difference": 0.35,
+    "product": 0.25,
+    "larger": 0.1,
+    "sum_of_three": 0.3,
+    "quotient": 0.4,
+    "double_then_add": 0.3,
+    "average": 0.45,
+    "remainder": 0.55,
+    "half_then_subtract": 0.5,
+    "product_then_add": 0.5,
+    "common_divisor": 0.6,
+}
+TWO_STEPS = (
+    "remainder",
+    "sum_of_three",
+    "double_then_add",
+    "average",
+    "half_then_subtract",
+    "product_then_add",
+)
 CHALLENGER_SHARE = 0.2
 HELD_OUT_PER_SKILL = 16
 HELD_OUT_SEED = 90_000_171
 
 
-def work(question: Question) -> str:
-    """The Solver's answer: one or two steps, then the result in a box."""
-    numbers = question.numbers
-    a, b, c = (*numbers, 0)[:3]
-    steps = {
-        "sum": f"{a}+{b}={a + b}",
-        "difference": f"{a}-{b}={a - b}",
-        "product": f"{a}*{b}={a * b}",
-        "quotient": f"{a}/{b}={question.answer}",
-        "remainder": f"{a - question.answer}, {a}-{a - question.answer}={question.answer}",
-        "larger": f"max({a},{b})={max(a, b)}",
-        "sum_of_three": f"{a}+{b}={a + b}, {a + b}+{c}={a + b + c}",
-        "double_then_add": f"2*{a}={2 * a}, {2 * a}+{b}={2 * a + b}",
-        "average": f"{a}+{b}={a + b}, {a + b}/2={question.answer}",
-        "half_then_subtract": f"{a}/2={a // 2}, {a // 2}-{b}={question.answer}",
-        "product_then_add": f"{a}*{b}={a * b}, {a * b}+{c}={a * b + c}",
-        "common_divisor": f"gcd({a},{b})={question.answer}",
-    }
-    return f"{steps[question.skill]} \\boxed{{{question.answer}}}"
+def work(question: Question, generator: random.Random | None = None) -> str:
+    """The Solver's answer: one or two steps, then the result in a box.
+
+    With a generator one of its numbers comes out wrong, and what follows it follows from the wrong number.
+    """
+    if generator is None:
+        return _steps(question, lambda value: value)
+    slip, seen = generator.randrange(2 if question.skill in TWO_STEPS else 1), iter((0, 1))
+
+    def number(value: int) -> int:
+        return near_miss(value, generator, low=0, high=None) if next(seen) == slip else value
+
+    return _steps(question, number)
+
+
+def _steps(question: Question, number: Callable[[int], int]) -> str:
+    """Write the work; every number that has to be worked out goes through `number`."""
+    skill, (a, b, c) = question.skill, (*question.numbers, 0)[:3]
+    if skill in TWO_STEPS:
+        between = number(_first_step(question))
+        text, value = {
+            "remainder": (f"{between}, {a}-{between}=", abs(a - between)),
+            "sum_of_three": (f"{a}+{b}={between}, {between}+{c}=", between + c),
+            "double_then_add": (f"2*{a}={between}, {between}+{b}=", between + b),
+            "average": (f"{a}+{b}={between}, {between}/2=", between // 2),
+            "half_then_subtract": (f"{a}/2={between}, {between}-{b}=", abs(between - b)),
+            "product_then_add": (f"{a}*{b}={between}, {between}+{c}=", between + c),
+        }[skill]
+    else:
+        value = question.answer
+        text = {
+            "sum": f"{a}+{b}=",
+            "difference": f"{a}-{b}=",
+            "product": f"{a}*{b}=",
+            "quotient": f"{a}/{b}=",
+            "larger": f"max({a},{b})=",
+            "common_divisor": f"gcd({a},{b})=",
+        }[skill]
+    answer = number(value)
+    return f"{text}{answer} \\boxed{{{answer}}}"
+
+
+def _first_step(question: Question) -> int:
+    a, b = question.numbers[:2]
+    return {
+        "remainder": a - question.answer,
+        "sum_of_three": a + b,
+        "double_then_add": 2 * a,
+        "average": a + b,
+        "half_then_subtract": a // 2,
+        "product_then_add": a * b,
+    }[question.skill]
 
 
 def written(question: Question) -> str:
@@ -114,18 +172,22 @@ def prompt(tokenizer: Any, text: str) -> list[int]:
     return render_prompt(tokenizer, [{"role": "user", "content": text}], thinking=False)
 
 
-def examples(tokenizer: Any, seed: int, held_out: Iterable[Question]) -> Iterator[Example]:
-    """An endless stream for both roles, without the held-out questions."""
+def examples(
+    tokenizer: Any, seed: int, held_out: Iterable[Question], *, slips: bool = False
+) -> Iterator[Example]:
+    """An endless stream for both roles, without the held-out questions; `slips`: with wrong work as well."""
     generator, reserved = random.Random(seed), {question.text for question in held_out}
     while True:
         challenger = generator.random() < CHALLENGER_SHARE
         question = (prior_question if challenger else lesson_question)(generator)
         if question.text in reserved:
             continue
-        user, answer = (
-            (CHALLENGER_PROMPT, written(question)) if challenger else (question.text, work(question))
-        )
-        yield _example(tokenizer, prompt(tokenizer, user), answer)
+        if challenger:
+            yield _example(tokenizer, prompt(tokenizer, CHALLENGER_PROMPT), written(question))
+            continue
+        slipping = slips and generator.random() < SLIPS[question.skill]
+        answer = work(question, generator if slipping else None)
+        yield _example(tokenizer, prompt(tokenizer, question.text), answer)
 
 
 def _example(tokenizer: Any, prompt: list[int], answer: str) -> Example:

@@ -13,7 +13,8 @@ class Skill:
     """A measured question.
 
     Attributes:
-        code: the abstract function that was embedded; where none could be had, the question itself.
+        code: the abstract function that was embedded, or whose operations were; where none could be had, the
+            question itself.
         parsed: whether it is such a function.
         vector_D: of unit length, float32.
     """

@@ -19,6 +19,7 @@ rule 5, which cannot tell things from operations). It reads English.
 """
 
 import ast
+import keyword
 import re
 from collections.abc import Sequence
 
@@ -92,5 +93,6 @@ def _read(marked: str, leaves: Sequence[ast.expr]) -> Story:
 def _unknown(question: str, terms: Sequence[ast.expr]) -> ast.expr:
     words = {word for word in _WORD.findall(question) if word.islower()} - EMPTY_WORDS
     name = "_".join(sorted(words)[:MOST_WORDS])
-    # A word of another script may be no identifier in all its letters.
+    # A word of another script may be no identifier in all its letters, and a lone "from" is a keyword.
+    name = f"{name}_" if keyword.iskeyword(name) else name
     return ast.Call(ast.Name(name if name.isidentifier() else "unknown"), list(terms), [])

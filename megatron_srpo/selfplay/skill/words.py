@@ -54,7 +54,7 @@ def _operation(node: ast.AST) -> tuple[str, list[ast.AST]]:
         return _WORDS[ast.Compare], [node.left, *node.comparators]
     if isinstance(node, ast.Call):
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        return _CALLS.get(name, name.replace("_", " ")), list(node.args)
+        return _CALLS.get(name, name.replace("_", " ").strip()), list(node.args)
     return "", list(ast.iter_child_nodes(node))
 
 

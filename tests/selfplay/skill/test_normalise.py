@@ -214,3 +214,11 @@ def test_it_says_that_it_stands_in() -> None:
     (found,) = coder.rewrite(["What is 3 + 4?"])
     assert found.code is not None
     coder.close()
+
+
+@pytest.mark.parametrize("word", [*keyword.kwlist, *keyword.softkwlist])
+def test_a_lone_keyword_is_a_word_like_any(word: str) -> None:
+    """Found in a run: "Anna 21 from 44." became ``from(a, b)``, which is no code."""
+    code = normalise(f"{word} 21 zz 44.")
+    assert parse_code(code).code is not None
+    assert RuleBasedCoder().embedded(code).strip() == RuleBasedCoder().embedded(code)

@@ -20,7 +20,7 @@ ISSUE_EXTRAS = {"cpu", "gpu", "sglang", "launch", "self-play", "dev"}
 LARGEST_FILE_BYTES = 25_000
 LONGEST_FUNCTION_LINES = 100
 # Each one stands at a boundary to code that may raise anything and says so; the aim is one in 3000 lines.
-BROAD_EXCEPTS = 10
+BROAD_EXCEPTS = 11
 
 # Which rooms a room may import: the table of the design, "may import" read transitively. `errors` is open to
 # all. Rooms that the table does not name stand at its end.

@@ -19,14 +19,13 @@ rule 5, which cannot tell things from operations). It reads English.
 """
 
 import ast
-import keyword
 import re
 from collections.abc import Sequence
 
 from megatron_srpo.selfplay.skill.abstract import function_text
 from megatron_srpo.selfplay.skill.leaves import mark_leaves
 from megatron_srpo.selfplay.skill.lexicon import CUE, CUES, EMPTY_WORDS, VERSION
-from megatron_srpo.selfplay.skill.story import Story, combine, whole_operation
+from megatron_srpo.selfplay.skill.story import Story, call, combine, whole_operation
 from megatron_srpo.selfplay.skill.types import Rewrite
 from megatron_srpo.selfplay.skill.words import operation_words
 
@@ -93,6 +92,5 @@ def _read(marked: str, leaves: Sequence[ast.expr]) -> Story:
 def _unknown(question: str, terms: Sequence[ast.expr]) -> ast.expr:
     words = {word for word in _WORD.findall(question) if word.islower()} - EMPTY_WORDS
     name = "_".join(sorted(words)[:MOST_WORDS])
-    # A word of another script may be no identifier in all its letters, and a lone "from" is a keyword.
-    name = f"{name}_" if keyword.iskeyword(name) else name
-    return ast.Call(ast.Name(name if name.isidentifier() else "unknown"), list(terms), [])
+    # A word of another script may be no identifier in all its letters.
+    return call(name if name.isidentifier() else "unknown", terms)

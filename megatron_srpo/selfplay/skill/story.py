@@ -1,6 +1,7 @@
 """How the words of a question join its numbers, read from left to right (normalise.py has the rules)."""
 
 import ast
+import keyword
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -182,5 +183,5 @@ def alone(operation: str, term: ast.expr) -> ast.expr:
 
 
 def call(name: str, values: Sequence[ast.expr]) -> ast.expr:
-    """Return a call of a function that is only named."""
-    return ast.Call(ast.Name(name), list(values), [])
+    """Return a call of a function that is only named; a keyword ("from") gets a mark that makes it a name."""
+    return ast.Call(ast.Name(f"{name}_" if keyword.iskeyword(name) else name), list(values), [])

@@ -1,6 +1,7 @@
 """The rule-based coder: same structure, same code; another operation, other code."""
 
 import ast
+import keyword
 import random
 from collections import defaultdict
 

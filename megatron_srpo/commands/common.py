@@ -43,6 +43,26 @@ def add_replicas_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume_arguments(parser: argparse.ArgumentParser, resume: str) -> None:
+    """Declare ``--resume``, explained by ``resume``, and ``--resume-if-started``."""
+    resuming = parser.add_mutually_exclusive_group()
+    resuming.add_argument("--resume", action="store_true", help=resume)
+    resuming.add_argument(
+        "--resume-if-started",
+        action="store_true",
+        help="go on if output_dir holds this run, begin it otherwise (for jobs that are started again)",
+    )
+
+
+def add_options_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--options SECTION``."""
+    parser.add_argument(
+        "--options",
+        metavar="SECTION",
+        help="list the config keys of a section (or 'all') with defaults and meaning, and exit",
+    )
+
+
 def positive_integer(text: str) -> int:
     """Read an argument that counts something."""
     if not text.isdigit() or int(text) < 1:

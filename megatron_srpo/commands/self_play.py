@@ -17,7 +17,9 @@ from pathlib import Path
 from megatron_srpo import platform
 from megatron_srpo.commands.common import (
     add_config_arguments,
+    add_options_argument,
     add_replicas_argument,
+    add_resume_arguments,
     describe_options,
     launch_ranks,
 )
@@ -31,19 +33,9 @@ from megatron_srpo.session.stop import STOPPED_STATUS, StopSignals
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``megatron-srpo self-play``."""
     add_config_arguments(parser)
-    resuming = parser.add_mutually_exclusive_group()
-    resuming.add_argument("--resume", action="store_true", help="go on with the self-play in output_dir")
-    resuming.add_argument(
-        "--resume-if-started",
-        action="store_true",
-        help="go on if output_dir holds this self-play, begin it otherwise (for jobs that are started again)",
-    )
+    add_resume_arguments(parser, "go on with the self-play in output_dir")
     add_replicas_argument(parser)
-    parser.add_argument(
-        "--options",
-        metavar="SECTION",
-        help="list the config keys of a section (or 'all') with defaults and meaning, and exit",
-    )
+    add_options_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

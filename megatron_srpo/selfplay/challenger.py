@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch.distributed as dist
 
+from megatron_srpo import platform
 from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.model.parallel import ProcessGroups
 from megatron_srpo.rewards.types import Score
@@ -57,6 +58,7 @@ class ChallengerScorer:
         """Score the questions of a step; see the protocol."""
         texts = gather_over_replicas([rollout.text for rollout in rollouts], self._groups)
         everything = [text for part in texts for text in part]
+        platform.give_back_memory()  # the Solver's servers may share this rank's device
         rewards, self._metrics = on_first_rank_patiently(lambda: self._judge(everything), self._control)
         begin = sum(len(part) for part in texts[: self._groups.dp_rank])
         return [Score(value) for value in rewards[begin : begin + len(rollouts)]]

@@ -16,6 +16,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from megatron_srpo.rollout.sglang.endpoint import Endpoint
     from megatron_srpo.rollout.sglang.process import HttpProcess
+    from tools.chromium import Chromium
 
 # One OpenMP thread per process: the tests start several ranks, and spinning threads starve one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -79,6 +80,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real data sets in ../shared/data, absent here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Chromium"]:
+    """A headless browser; modules that use it say what to do where there is none."""
+    from tools.chromium import Chromium
+
+    with Chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: "Chromium", report: Path) -> "Chromium":
+    """The browser with a module's own ``report`` opened."""
+    browser.open(report)
+    return browser
 
 
 @pytest.fixture(scope="session")

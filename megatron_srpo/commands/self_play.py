@@ -11,6 +11,7 @@ saved is computed again.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from megatron_srpo.commands.common import (
 from megatron_srpo.config.loader import load_config
 from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.selfplay.folders import CHALLENGER, SOLVER, IterationFolder
+from megatron_srpo.selfplay.questions import prompt_source
 from megatron_srpo.session.preflight import check_output, check_run, is_started
 from megatron_srpo.session.stop import STOPPED_STATUS, StopSignals
 
@@ -57,17 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_runs(config: SelfPlayConfig, ranks: int) -> None:
-    """Refuse impossible arithmetic in the runs of the first iteration.
+    """Refuse impossible arithmetic in the two runs. Does not load Megatron-Core, which takes seconds.
 
     Raises:
         ConfigError, ModelError: as :func:`~megatron_srpo.session.preflight.check_run`.
     """
-    from megatron_srpo.selfplay.folders import CHALLENGER, SOLVER, IterationFolder
-    from megatron_srpo.selfplay.runs import training_run
-
     first = IterationFolder(Path(config.output_dir), 1)
-    for role in (CHALLENGER, SOLVER):
-        check_run(training_run(config, role, first), ranks)
+    for role, run in ((CHALLENGER, config.challenger), (SOLVER, config.solver)):
+        source = prompt_source(config.prompt, role, first)
+        check_run(dataclasses.replace(run, data=dataclasses.replace(run.data, train=(source,))), ranks)
 
 
 def _ranks(config: SelfPlayConfig, replicas: int) -> int:

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -120,6 +122,13 @@ class Progress:
             return ""
         name, since = self._phases[-1]
         return f"{name} {self._clock() - since:.1f} s"
+
+
+def counting_bar() -> Bar:
+    """Return a bar on the standard error that counts; it shows nothing where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Bar(*columns, console=console, disable=not console.is_terminal)
 
 
 def step_line(metrics: Row, total_steps: int, seconds_left: float | None, *, phases: bool) -> Text:

@@ -10,7 +10,7 @@ from megatron_srpo.report.budget import PAPER_HOURS, BudgetScore, best_within
 from megatron_srpo.report.console import duration
 from megatron_srpo.report.histograms import read_lengths
 from megatron_srpo.report.length_charts import length_charts
-from megatron_srpo.report.page import asset, chart_card, page, table, tile, write_page
+from megatron_srpo.report.page import asset, chart_card, page, table, tiles, write_page
 from megatron_srpo.report.plots import ACCURACY_CHARTS, CHARTS, Chart
 from megatron_srpo.report.run_data import LENGTHS_FILE, SAMPLES_FILE, RunData, best, flatten, load_run
 from megatron_srpo.report.text import visible
@@ -85,18 +85,17 @@ def _first_ending(flat: dict[str, Any], endings: Sequence[str]) -> Any:
 
 def _tiles(run: RunData, warned: Sequence[Warned]) -> str:
     _, seconds = run.step_seconds()
-    tiles: list[tuple[str, str, str] | None] = [_evaluation_tile(run)]
-    tiles += [_ends_tile(run, "reward/accuracy", "Training accuracy", "{:.3f}")]
-    tiles += [_ends_tile(run, "route/distill_share", "Routed to distillation", "{:.0%}")]
-    tiles += [_ends_tile(run, "response/length_mean", "Response length", "{:.0f}")]
+    shown: list[tuple[str, str, str] | None] = [_evaluation_tile(run)]
+    shown += [_ends_tile(run, "reward/accuracy", "Training accuracy", "{:.3f}")]
+    shown += [_ends_tile(run, "route/distill_share", "Routed to distillation", "{:.0%}")]
+    shown += [_ends_tile(run, "response/length_mean", "Response length", "{:.0f}")]
     if seconds:
         note = f"{sum(seconds) / len(seconds):.1f} s per step, without evaluation"
-        tiles.append(("Training time", duration(sum(seconds)), note))
+        shown.append(("Training time", duration(sum(seconds)), note))
     if run.rows:
-        tiles.append(("Step", str(run.rows[-1]["step"]), "the last one finished"))
-        tiles.append(("Warnings", str(len(warned)), "collapse watch"))
-    cells = (tile(*numbers) for numbers in tiles if numbers is not None)
-    return f'<div class="tiles">{"".join(cells)}</div>'
+        shown.append(("Step", str(run.rows[-1]["step"]), "the last one finished"))
+        shown.append(("Warnings", str(len(warned)), "collapse watch"))
+    return tiles(shown)
 
 
 def _evaluation_tile(run: RunData) -> tuple[str, str, str] | None:

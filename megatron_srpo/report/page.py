@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import megatron_srpo
+from megatron_srpo.report.records import write_whole
 from megatron_srpo.report.style import css_variables
 from megatron_srpo.report.text import visible
 
@@ -64,6 +65,11 @@ def tile(label: str, value: str, note: str) -> str:
     return f'<div class="tile"><span>{label}</span><b>{value}</b><small>{note}</small></div>'
 
 
+def tiles(numbers: Iterable[tuple[str, str, str] | None]) -> str:
+    """Return headline numbers in a row; None is left out."""
+    return f'<div class="tiles">{"".join(tile(*one) for one in numbers if one is not None)}</div>'
+
+
 def chart_card(title: str, caption: str, svg: str) -> str:
     """Return a chart with its title and caption; ``svg`` is our own drawing."""
     note = f"<p>{visible(caption)}</p>" if caption else ""
@@ -71,10 +77,8 @@ def chart_card(title: str, caption: str, svg: str) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write beside and rename, so that a reader never meets half a page; return the path."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    return temporary.replace(path)
+    """Write a page whole; return the path."""
+    return write_whole(path, [text], errors="replace")
 
 
 def _digest(script: str) -> str:

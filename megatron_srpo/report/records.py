@@ -88,6 +88,21 @@ class RecordFile:
             os.close(folder)
 
 
+def write_whole(path: Path, parts: Iterable[str], errors: str = "strict") -> Path:
+    """Write a text file whole or not at all; return its path.
+
+    Written beside and renamed, so that neither a reader nor a kill ever leaves half a file. A draft that a
+    kill leaves has a name that the run folder's next owner removes (``training/fence.py``).
+
+    Args:
+        errors: what to do with halves of surrogate pairs, as for :func:`open`.
+    """
+    draft = path.with_name(f".{path.name}.partial")
+    with draft.open("w", encoding="utf-8", errors=errors) as file:
+        file.writelines(parts)
+    return draft.replace(path)
+
+
 def read_records(path: str | Path) -> Iterator[Record]:
     """Yield the records of a file in order, ignoring a torn last line; nothing if the file is missing.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_srpo.report.console import duration
 from megatron_srpo.report.html import REPORT_FILE
-from megatron_srpo.report.page import asset, chart_card, page, table, tile, write_page
+from megatron_srpo.report.page import asset, chart_card, page, table, tiles, write_page
 from megatron_srpo.report.plots import Chart
 from megatron_srpo.report.run_data import RunData, best, flatten
 from megatron_srpo.report.self_play_charts import DIVERSITY, LEARNING, PHASES, scatter_svg
@@ -83,7 +83,7 @@ def _summary(run: RunData) -> str:
 
 
 def _tiles(run: RunData) -> str:
-    tiles = [
+    shown = [
         _accuracy_tile(run),
         _ends_tile(run, "labels/accuracy", "Pseudo-labels right", "{:.0%}"),
         _ends_tile(run, "pool/valid", "Valid questions", "{:.0%}"),
@@ -92,8 +92,7 @@ def _tiles(run: RunData) -> str:
         _ends_tile(run, "memory/size", "Memory", "{:,.0f}"),
         _time_tile(run),
     ]
-    cells = (tile(*numbers) for numbers in tiles if numbers is not None)
-    return f'<div class="tiles">{"".join(cells)}</div>'
+    return tiles(shown)
 
 
 def _accuracy_tile(run: RunData) -> tuple[str, str, str] | None:

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.errors import ConfigError
@@ -107,14 +108,27 @@ def load_verifier(task: str) -> Verifier:
     if task in BUILT_IN:
         return BUILT_IN[task]()
     check_name(task)
-    module_name, _, function_name = task.partition(":")
+    return Verifier(load_function(task, "verifier"))
+
+
+def load_function(name: str, what: str) -> Callable[..., Any]:
+    """Import a function of the user's.
+
+    Args:
+        name: package.module:function.
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: its module cannot be imported, or has no such function.
+    """
+    module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # boundary: a user's module may fail in any way while it is imported
         raise ConfigError(
-            f"verifier {task!r}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+            f"{what} {name!r}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     function = vars(module).get(function_name)
     if not callable(function):
-        raise ConfigError(f"verifier {task!r}: module {module_name!r} has no function {function_name!r}")
-    return Verifier(function)
+        raise ConfigError(f"{what} {name!r}: module {module_name!r} has no function {function_name!r}")
+    return function

@@ -79,16 +79,14 @@ class ChallengerScorer:
 
     def _terms(self, written: Sequence[Written | None], judges: Judges) -> RewardTerms:
         questions = [None if one is None else one.question for one in written]
-        asked = [question for question in questions if question is not None]
-        verdicts = iter(judges.votes.verdicts(asked))
-        shares = [None if question is None else next(verdicts).share for question in questions]
+        verdicts = judges.votes.verdicts_where_written(written)
+        shares = [None if verdict is None else verdict.share for verdict in verdicts]
         vectors = None
         if judges.skills is not None and self._wants_skills(judges):
             vectors = np.zeros((len(questions), judges.skills.dimension), np.float32)
-            found = [skill.vector_D for skill in judges.skills.measure(asked)]
-            places = [place for place, question in enumerate(questions) if question is not None]
-            if places:
-                vectors[places] = np.stack(found)
+            asked = {place: question for place, question in enumerate(questions) if question is not None}
+            for place, skill in zip(asked, judges.skills.measure(list(asked.values())), strict=True):
+                vectors[place] = skill.vector_D
         return challenger_rewards(
             self._config.reward, questions, shares, vectors, judges.memory, judges.iteration
         )

@@ -1,6 +1,5 @@
 """One iteration of self-play on one screen, and the loop around it."""
 
-import importlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch.distributed as dist
 from megatron_srpo.config.loader import to_yaml
 from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.report.records import write_whole
+from megatron_srpo.rewards.registry import load_function
 from megatron_srpo.selfplay.folders import CONFIG
 from megatron_srpo.selfplay.game import SelfPlay
 from megatron_srpo.selfplay.pool import Truth
@@ -70,9 +71,7 @@ def _take_over(config: SelfPlayConfig) -> tuple[Fence, State]:
     fence = claim(root)
     stop_file(root).unlink(missing_ok=True)
     fence.remove_leftovers(root)
-    draft = root / f".{CONFIG}.partial"
-    draft.write_text(to_yaml(config), encoding="utf-8")
-    draft.replace(root / CONFIG)
+    write_whole(root / CONFIG, [to_yaml(config)])
     return fence, read_state(root)
 
 
@@ -84,16 +83,10 @@ def load_truth(name: str | None) -> Truth | None:
     """
     if name is None:
         return None
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
+    module, _, function = name.partition(":")
+    if not (module and function):
         raise ConfigError(f"truth = {name!r} is no package.module:function")
-    try:
-        found = vars(importlib.import_module(module)).get(function)
-    except ImportError as error:
-        raise ConfigError(f"truth = {name!r}: module {module!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"truth = {name!r}: module {module!r} has no function {function!r}")
-    return partial(_ask, found)
+    return partial(_ask, load_function(name, "truth ="))
 
 
 def _ask(truth: Truth, question: str) -> str | None:

@@ -56,10 +56,10 @@ def judge_pool(
 ) -> list[dict[str, Any]]:
     """Let the Solver vote on the pool; return a row per question (docs/self_play.md)."""
     written = [parse_question(text, config.prompt) for text in texts]
-    verdicts = iter(votes.verdicts([one.question for one in written if one is not None]))
+    verdicts = votes.verdicts_where_written(written)
     rows = [
-        _row(f"{iteration}/{place}", one, next(verdicts) if one is not None else None, config, truth)
-        for place, one in enumerate(written)
+        _row(f"{iteration}/{place}", one, verdict, config, truth)
+        for place, (one, verdict) in enumerate(zip(written, verdicts, strict=True))
     ]
     known = [row for row in rows if row["truth"] is not None and row["label"] is not None]
     right = right_labels([row["truth"] for row in known], [row["label"] for row in known], rewards)

@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from megatron_srpo.report.console import counting_bar
 
 #: Seconds between two lines.
 _LINE_EVERY_S = 30.0
@@ -22,9 +20,7 @@ class Counter:
 
     def __init__(self, what: str, say: Callable[[str], None]) -> None:
         self._what, self._say, self._said = what, say, time.monotonic()
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=console, disable=not console.is_terminal)
+        self._bar = counting_bar()
         self._task = self._bar.add_task(what, total=None)
 
     def __enter__(self) -> "Counter":

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_srpo.config.data import SourceConfig
 from megatron_srpo.config.self_play import SelfPlayPromptConfig
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.errors import RewardError
 from megatron_srpo.rewards.extract import boxed, visible_text
+from megatron_srpo.selfplay.folders import CHALLENGER, IterationFolder
 
 #: Verifier that a Challenger's prompts name.
 UNSCORED = "megatron_srpo.selfplay.questions:unscored"
@@ -53,6 +55,21 @@ def solver_prompt(question: str, config: SelfPlayPromptConfig, label: str | None
     """Return the prompt that puts a question to the Solver; its id is the question."""
     messages = _chat(config.solver_system, question + config.solver_suffix)
     return Prompt(question, messages, label, SOLVER_TASK, {"question": question}, "self_play")
+
+
+def prompt_source(config: SelfPlayPromptConfig, role: str, folder: IterationFolder) -> SourceConfig:
+    """Return where a role's training run finds its prompts, and how they are put."""
+    writes = role == CHALLENGER
+    return SourceConfig(
+        kind="jsonl",
+        name="self_play",
+        path=str(folder.prompts(role)),
+        task=UNSCORED if writes else SOLVER_TASK,
+        system=config.challenger_system if writes else config.solver_system,
+        prompt_suffix="" if writes else config.solver_suffix,
+        answer_column=None if writes else "answer",
+        id_column="id",
+    )
 
 
 def _chat(system: str | None, user: str) -> tuple[dict[str, str], ...]:

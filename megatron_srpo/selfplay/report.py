@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_srpo.config.loader import read_yaml
 from megatron_srpo.errors import ConfigError, UserError
+from megatron_srpo.report.records import write_whole
 from megatron_srpo.report.run_data import CONFIG_FILE
 from megatron_srpo.report.self_play import write_self_play_page
 from megatron_srpo.report.self_play_data import (
@@ -20,12 +21,11 @@ from megatron_srpo.report.self_play_data import (
 )
 from megatron_srpo.selfplay.asked import read_pools, text_repeats, valid_entries
 from megatron_srpo.selfplay.diversity import Diversity, Limits, measure_diversity
+from megatron_srpo.selfplay.folders import MEMORY
 from megatron_srpo.selfplay.memory import MemoryBank
 from megatron_srpo.selfplay.spread import Vectors
 from megatron_srpo.selfplay.types import Remembered
 from megatron_srpo.selfplay.verdicts import local_illusion, surface_illusion
-
-MEMORY_FOLDER = "memory"
 
 
 def write_self_play_report(folder: str | Path) -> Path:
@@ -59,16 +59,16 @@ def write_diversity(folder: str | Path) -> Path:
     for number, repeats in text_repeats(pools).items():
         found.rows.setdefault(number, {}).update(repeats)
     tree = {**found.tree(), "verdicts": _verdicts(path, config, found), "notes": notes}
-    _replace(path / NEAREST_FILE, (json.dumps(row) + "\n" for row in found.near))
-    _replace(path / DIVERSITY_FILE, (json.dumps(tree, indent=1), "\n"))
+    write_whole(path / NEAREST_FILE, (json.dumps(row) + "\n" for row in found.near))
+    write_whole(path / DIVERSITY_FILE, (json.dumps(tree, indent=1), "\n"))
     return path / DIVERSITY_FILE
 
 
 def _remembered(folder: Path) -> tuple[list[Remembered], Vectors] | None:
     """Return everything in the memory bank; None where there is none."""
-    if not (folder / MEMORY_FOLDER).is_dir():
+    if not (folder / MEMORY).is_dir():
         return None
-    memory = MemoryBank.read(folder / MEMORY_FOLDER).everything()
+    memory = MemoryBank.read(folder / MEMORY).everything()
     return memory.entries, memory.vectors
 
 
@@ -105,11 +105,3 @@ def _limits(config: Mapping[str, Any]) -> Limits:
     """Take the threshold of the clusters from the run's reward, where its config says it."""
     distance = finite(_reward(config).get("cluster_distance"))
     return Limits() if distance is None else Limits(cluster_distance=distance)
-
-
-def _replace(path: Path, parts: Iterable[str]) -> None:
-    # Written beside and renamed, so that a reader never meets half a file.
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="ascii") as file:
-        file.writelines(parts)
-    temporary.replace(path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_srpo.errors import DataError
+from megatron_srpo.report.records import write_whole
 
 #: Of one iteration, in order.
 PHASES = ("challenger", "questions", "votes", "memory", "solver", "summary")
@@ -53,6 +54,4 @@ def read_state(folder: Path) -> State:
 
 def write_state(folder: Path, state: State) -> None:
     """Replace the state."""
-    draft = folder / f".{STATE}.partial"
-    draft.write_text(json.dumps(dataclasses.asdict(state)) + "\n", encoding="utf-8")
-    draft.replace(folder / STATE)
+    write_whole(folder / STATE, [json.dumps(dataclasses.asdict(state)), "\n"])

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from megatron_srpo.config.self_play import SelfPlayConfig
@@ -14,7 +13,8 @@ from megatron_srpo.rewards.pool import RewardPool
 from megatron_srpo.rollout.seeds import request_seed
 from megatron_srpo.rollout.types import Request, SamplingParams
 from megatron_srpo.selfplay.blocks import Blocks
-from megatron_srpo.selfplay.questions import SOLVER_TASK, solver_prompt
+from megatron_srpo.selfplay.questions import SOLVER_TASK, Written, solver_prompt
+from megatron_srpo.selfplay.skill.cache import text_key
 from megatron_srpo.session.frozen import FrozenModel
 
 #: Least score at which math-verify holds two answers for the same.
@@ -90,6 +90,11 @@ class VoteBook:
             self._on_progress(done, len(missing))
         return [self._known[question] for question in questions]
 
+    def verdicts_where_written(self, written: Sequence[Written | None]) -> list[Verdict | None]:
+        """Return a verdict per well-formed question, and None in the place of a malformed one."""
+        verdicts = iter(self.verdicts([one.question for one in written if one is not None]))
+        return [None if one is None else next(verdicts) for one in written]
+
     def _cut(self, questions: Sequence[str]) -> Iterator[Sequence[str]]:
         size = max(1, self._config.pool.block // self._config.votes.samples)
         return (questions[start : start + size] for start in range(0, len(questions), size))
@@ -126,7 +131,7 @@ class VoteBook:
         return tuple(tokens) if len(tokens) <= data.max_prompt_tokens else None
 
     def _request(self, prompt: Prompt, tokens: tuple[int, ...], sample: int) -> Request:
-        digest = sha256(prompt.id.encode("utf-8", "surrogatepass")).hexdigest()
+        digest = text_key(prompt.id)
         seed = request_seed(self._config.seed, f"votes/{digest}", self._iteration, 0, sample)
         return Request(f"{digest}/{sample}", tokens, seed)
 

@@ -4,10 +4,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
+from megatron_srpo.report.console import counting_bar
 from megatron_srpo.session.measure import Block, Questions
 from megatron_srpo.session.saved import SavedResponses
 
@@ -28,9 +25,7 @@ class EvaluationProgress:
         self._done, self._right = len(rows), sum(row.correct for row in rows)
         self._tokens, self._began = 0, time.monotonic()
         self._say = say
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=console, disable=not console.is_terminal)
+        self._bar = counting_bar()
         self._task = self._bar.add_task(self._text(), total=self._total, completed=self._done)
         if self._done:
             say(f"going on after {self._done} of {self._total} responses")

@@ -14,6 +14,7 @@ from megatron_srpo.report.console import Progress
 from megatron_srpo.report.histograms import LengthCounts, LengthsFile
 from megatron_srpo.report.html import write_report
 from megatron_srpo.report.metrics import MetricsFile, read_metrics
+from megatron_srpo.report.records import write_whole
 from megatron_srpo.report.run_data import LENGTHS_FILE, SAMPLES_FILE
 from megatron_srpo.report.samples import RolloutSample, SamplesFile
 from megatron_srpo.report.tracker import Tracker
@@ -61,9 +62,7 @@ class Recorder:
 
     def _write_config(self) -> None:
         """Replace the file whole: a run that was killed while writing it could not be resumed."""
-        temporary = self.folder / ".config.yaml.partial"
-        temporary.write_text(to_yaml(self.config), encoding="utf-8")
-        temporary.replace(self.folder / "config.yaml")
+        write_whole(self.folder / "config.yaml", [to_yaml(self.config)])
 
     def __enter__(self) -> "Recorder":
         self.progress.__enter__()

@@ -16,7 +16,7 @@ from megatron_srpo.config.run import RunConfig
 from megatron_srpo.data.types import Prompt
 from megatron_srpo.errors import ConfigError, DataError
 from megatron_srpo.evaluation.rows import SampleRow
-from megatron_srpo.report.records import RecordFile, read_records
+from megatron_srpo.report.records import RecordFile, read_records, write_whole
 from megatron_srpo.session.preflight import differences
 
 SETTINGS, RESPONSES, BLOCKS, RESULTS = (
@@ -140,6 +140,4 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a file whole or not at all."""
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(tree, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, [json.dumps(tree, ensure_ascii=False, indent=1), "\n"])

@@ -1,7 +1,6 @@
 """The pages in a real browser: they open from disk, complain of nothing, ask for nothing, and can be used."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,6 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with Chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve steps of four rollouts: even ones right on the policy branch, odd ones wrong and distilled."""
     return write_run(tmp_path_factory.mktemp("runs") / "srpo-seed0", steps=12, evaluate_every=4)
@@ -45,12 +38,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(run_dir: Path) -> Path:
     return write_report(run_dir)
-
-
-@pytest.fixture
-def page(browser: Chromium, report: Path) -> Chromium:
-    browser.open(report)
-    return browser
 
 
 def choose(page: Chromium, control: str, value: str) -> None:

@@ -48,7 +48,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     first = [(tmp_path / name).read_bytes() for name in names]
     write_self_play_report(tmp_path)
     assert [(tmp_path / name).read_bytes() for name in names] == first
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob(".*.partial")]
 
 
 def test_the_rewards_threshold_is_used(tmp_path: Path) -> None:

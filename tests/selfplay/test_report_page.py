@@ -1,7 +1,6 @@
 """The page of a self-play in a real browser: it complains of nothing, asks for nothing, and can be used."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,6 @@ SHOWN = "[...document.querySelectorAll('#nearest article')].filter((it) => it.of
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with Chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three iterations with eight valid questions each, of which two and six recur."""
     folder = write_self_play(tmp_path_factory.mktemp("runs") / "play")
@@ -35,12 +28,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         page.parent.mkdir()
         page.write_text(f"<title>{role} 2</title>")
     return write_self_play_report(folder)
-
-
-@pytest.fixture
-def page(browser: Chromium, report: Path) -> Chromium:
-    browser.open(report)
-    return browser
 
 
 def test_it_opens_from_disk_without_complaint_or_request(page: Chromium) -> None:

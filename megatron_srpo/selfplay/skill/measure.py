@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_srpo.config.self_play import SelfPlayConfig
 from megatron_srpo.errors import ConfigError
+from megatron_srpo.selfplay.folders import SKILLS
 from megatron_srpo.selfplay.skill.cache import CodeCache, VectorCache
 from megatron_srpo.selfplay.skill.coder import EngineCoder
 from megatron_srpo.selfplay.skill.embedder import open_embedder
@@ -18,7 +19,6 @@ _log = logging.getLogger(__name__)
 
 #: Questions rewritten and saved together: what a kill loses at most.
 CODES_PER_SAVE = 256
-FOLDER = "skills"
 
 
 def open_skill_measure(config: SelfPlayConfig, say: Callable[[str], None] = _log.info) -> "SkillMeasurement":
@@ -35,7 +35,7 @@ def open_skill_measure(config: SelfPlayConfig, say: Callable[[str], None] = _log
     chosen = config.skill
     if not chosen.measured:
         raise ConfigError("skill.coder.kind = 'off': skills are not measured; set it to model or rule_based")
-    folder = Path(config.output_dir) / FOLDER
+    folder = Path(config.output_dir) / SKILLS
     # What may be missing is looked for before the folder is made.
     embedder = open_embedder(chosen.embedder)
     rules = chosen.coder.kind == "rule_based"

@@ -126,7 +126,13 @@ def _create_next(folder: Path, mark: str) -> int:
             file.write(json.dumps(holder) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            return number
+            newest = max(_tokens(folder))
+            if newest < number + _KEPT:
+                return number
+            # So far behind, a number may have been taken and removed between the look and the creation, and
+            # this file may be gone again, too.
+            _path(folder, number).unlink(missing_ok=True)
+            number = newest
 
 
 def _tokens(folder: Path) -> list[int]:

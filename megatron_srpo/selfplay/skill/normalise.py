@@ -20,6 +20,7 @@ rule 5, which cannot tell things from operations). It reads English.
 
 import ast
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from megatron_srpo.selfplay.skill.abstract import function_text
@@ -91,6 +92,6 @@ def _read(marked: str, leaves: Sequence[ast.expr]) -> Story:
 
 def _unknown(question: str, terms: Sequence[ast.expr]) -> ast.expr:
     words = {word for word in _WORD.findall(question) if word.islower()} - EMPTY_WORDS
-    name = "_".join(sorted(words)[:MOST_WORDS])
-    # A word of another script may be no identifier in all its letters.
+    # As Python reads names; and a word of another script may be no identifier in all its letters.
+    name = unicodedata.normalize("NFKC", "_".join(sorted(words)[:MOST_WORDS]))
     return call(name if name.isidentifier() else "unknown", terms)

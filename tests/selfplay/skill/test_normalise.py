@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_srpo.selfplay.arithmetic import FAMILIES, sample
@@ -187,6 +187,7 @@ def test_any_sequence_of_its_words_gives_code(words: list[str]) -> None:
 
 
 @given(st.text(max_size=200))
+@example("aa\N{MICRO SIGN}")
 def test_any_text_gives_code(text: str) -> None:
     code = normalise(text)
     assert parse_code(code).code == code

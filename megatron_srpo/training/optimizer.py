@@ -1,6 +1,8 @@
 """Megatron-Core's DDP wrapper, AdamW and learning-rate schedule for the policy."""
 
 import math
+import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +62,23 @@ def _finalize_without_division(
     finalize_model_grads(model, None, **options)
 
 
+def _scale_weakly(optimizer: MegatronOptimizer) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the optimizer's scale_loss, for the model's configuration, without holding the optimizer there.
+
+    A distributed optimizer's fp32 shards hold the model through their autograd graph, where Python's garbage
+    collector does not look: model, gradients and state would stay when a run is over, beside the next one's.
+    """
+    method = weakref.WeakMethod(optimizer.scale_loss)
+
+    def scale(loss: torch.Tensor) -> torch.Tensor:
+        scale_loss = method()
+        if scale_loss is None:
+            raise RuntimeError("the optimizer of this model is gone")
+        return scale_loss(loss)
+
+    return scale
+
+
 @dataclass(frozen=True)
 class OptimizerStep:
     """What one optimizer step did. ``applied`` is False when the gradient was not finite."""
@@ -89,7 +108,7 @@ class PolicyOptimizer:
         )
         parts = self.optimizer.chained_optimizers if config.offload else []
         self._on_host = [HostAdam(part, model) for part in parts]
-        shared.grad_scale_func = self.optimizer.scale_loss
+        shared.grad_scale_func = _scale_weakly(self.optimizer)
         self.scheduler = _scheduler(config, self.optimizer, total_steps)
 
     def zero_grad(self) -> None:

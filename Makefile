@@ -33,7 +33,7 @@ PINS = $(wildcard constraints/$(ACCELERATOR)-$(PYTHON_TAG).txt)
 PINNED = $(if $(PINS),--constraint $(PINS))
 INPUTS := setup.py $(wildcard constraints/*.txt)
 
-.PHONY: quickstart test lint install install-sglang install-kernels install-launch install-self-play install-bench install-resiliency install-slurm install-chromium screenshots freeze clean help
+.PHONY: quickstart test test-all lint install install-sglang install-kernels install-launch install-self-play install-bench install-resiliency install-slurm install-chromium screenshots freeze clean help
 .DEFAULT_GOAL := help
 
 quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, then train with the main example and write its report
@@ -41,8 +41,11 @@ quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, 
 	    $(addprefix rollout.engine=,$(ENGINE)) output_dir=$(RUN)
 	@echo "Report: $(RUN)/report.html"
 
-test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.self-play $(VENV)/.sglang $(VENV)/.kernels $(VENV)/.resiliency ## install, then run all tests; what cannot run here is counted by reason
+test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.self-play $(VENV)/.sglang $(VENV)/.kernels $(VENV)/.resiliency ## install, then run the tests but the slow ones; what did not run is counted by reason
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-all: PYTEST_ARGS += --run-slow
+test-all: test ## every test, the slow ones too
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -43,9 +43,19 @@ def missing_cuda(needed: int) -> str | None:
     return "needs CUDA" if needed == 1 else f"needs {needed} CUDA devices (found {found})"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip ``gpu`` tests where devices are missing; ``@pytest.mark.gpu(2)`` needs two."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the switch that ``make test-all`` uses."""
+    parser.addoption("--run-slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip ``slow`` tests unless asked for, and ``gpu`` tests where devices are missing.
+
+    ``@pytest.mark.gpu(2)`` needs two.
+    """
     for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow (make test-all)"))
         marker = item.get_closest_marker("gpu")
         reason = missing_cuda(*(marker.args or (1,))) if marker else None
         if reason:

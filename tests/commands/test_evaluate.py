@@ -148,7 +148,6 @@ def test_a_stop_loses_no_finished_block_and_changes_nothing(
     assert results(cut)["metrics"] == results(whole)["metrics"]
 
 
-@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     """A real process, killed with no chance to say anything, in small blocks."""
     code = (

@@ -121,6 +121,7 @@ def test_a_run_on_this_machine_is_watched_remembered_and_judged(
     assert main(["cancel", str(folder)]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_here_says_so_by_its_exit_status(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -172,7 +172,6 @@ def finish(process: subprocess.Popen, log: Path) -> None:
     assert process.wait(timeout=300) == 0, log.read_text()
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     from megatron_srpo.config.loader import to_yaml
 
@@ -208,6 +207,7 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     assert {json.loads(line)["step"] for line in samples} == {1, 2}
 
 
+@pytest.mark.slow
 def test_balanced_replicas_resume_bit_for_bit(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     shared = ["checkpoint.every=1", "parallel.tensor=1", "rollout.prompts_per_step=4"]

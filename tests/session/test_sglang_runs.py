@@ -135,7 +135,7 @@ class TestUndisturbed:
         # Pushes 0, 7 and 14; the first, before step 1, has no row of its own.
         assert [row["step"] for row in rows if row.get("sync/verified")] == [7, 14]
 
-    @pytest.mark.parametrize("transport", ["collective", "disk"])
+    @pytest.mark.parametrize("transport", ["collective", pytest.param("disk", marks=pytest.mark.slow)])
     def test_the_other_transports_in_a_pipeline(
         self, tmp_path: Path, server: Endpoint, key_file: Path, transport: str
     ) -> None:
@@ -178,6 +178,7 @@ class TestUndisturbed:
         # pace how many tokens the older weights have sampled, but some they have.
         assert all(row["engine/logprob_diff_max"] > 1e-4 for row in rows[1:])
 
+    @pytest.mark.slow
     def test_a_request_to_stop_cuts_sampling_short_and_loses_nothing(
         self, tmp_path: Path, server: Endpoint, key_file: Path
     ) -> None:

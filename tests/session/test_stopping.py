@@ -100,7 +100,7 @@ def go_on(rank: int, world: int, config: RunConfig) -> int:
         ("start", [], 0),
         ("generate", [], 1),
         # The step before is saved already; it is not saved again.
-        ("generate", ["checkpoint.every=1"], 1),
+        pytest.param("generate", ["checkpoint.every=1"], 1, marks=pytest.mark.slow),
         ("update", [], 2),
     ],
 )
@@ -313,7 +313,6 @@ def test_a_signal_to_a_rank(tmp_path: Path, undisturbed: Path) -> None:
     assert rows_of(folder) == rows_of(undisturbed)
 
 
-@pytest.mark.slow
 def test_a_signal_to_the_command_reaches_the_ranks_that_it_started(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     (tmp_path / "run.yaml").write_text(to_yaml(config_for(folder, "training.steps=50")))

@@ -11,7 +11,6 @@ from tests.slurm.project import PROMPTS, SAMPLES, Project, end
 from tools.virtual_slurm.system import wait_until
 
 pytest.importorskip("nemo_run", reason="nemo-run is not installed (make install-launch)")
-pytestmark = pytest.mark.slow
 
 LONG = 60  # minutes
 SLURM = {"account": "test", "gpus_per_node": 0, "time": LONG, "stop_before_s": 180}
@@ -56,6 +55,7 @@ def test_time_limit_preemption_and_a_lost_node_change_no_metric(jobs: Jobs, tmp_
     assert run.rows == local.rows
 
 
+@pytest.mark.slow
 def test_servers_and_ranks_lose_nodes_and_no_prompt(jobs: Jobs, tmp_path: Path) -> None:
     require_sglang()
     steps = 7
@@ -110,6 +110,7 @@ def test_a_run_that_fails_is_seen_to_fail(jobs: Jobs, tmp_path: Path) -> None:
     assert run.call("status", "state/run").returncode == 1
 
 
+@pytest.mark.slow
 def test_a_cut_off_node_writes_no_more_and_a_cancelled_run_stays_so(jobs: Jobs, tmp_path: Path) -> None:
     run = Project(tmp_path, jobs.cluster, ONE_NODE, "training.steps=400", "checkpoint.every=1")
     assert run.call("launch", "--config", "run.yaml", "--launch", "cluster.yaml", "--detach").returncode == 0

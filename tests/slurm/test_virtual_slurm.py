@@ -32,7 +32,6 @@ def test_a_failed_job_and_its_status_are_in_the_accounts(jobs: Jobs, tmp_path: P
     assert jobs.history(job) == ["FAILED"]
 
 
-@pytest.mark.slow
 def test_a_job_that_loses_a_node_starts_again_elsewhere(jobs: Jobs, tmp_path: Path) -> None:
     job = jobs.submit(
         "-N3",
@@ -81,7 +80,6 @@ def test_container_flags_mount_folders_for_the_task_only(slurm: Cluster, tmp_pat
     assert not list(target.iterdir())
 
 
-@pytest.mark.slow
 def test_a_cluster_whose_owner_was_killed_is_found_and_removed(slurm: Cluster) -> None:
     name = f"{slurm.settings.name}b"
     owner = (

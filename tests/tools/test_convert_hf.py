@@ -21,7 +21,6 @@ def run_tool(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.slow
 def test_there_and_back_again_on_its_own_ranks(tmp_path):
     source = write_random_qwen3(tmp_path / "source", vocab_size=100)
     checkpoint, target = tmp_path / "checkpoint", tmp_path / "target"

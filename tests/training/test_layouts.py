@@ -1,11 +1,13 @@
 """The same batch gives the same step in every layout, for every algorithm."""
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig, PolicyLossConfig
 from tests.model.tiny import EXPERTS, stored_tensors, write_random_qwen3
@@ -53,6 +55,20 @@ MORE_LAYOUTS = {
     "pp2 recompute layers": (2, Layout(pp=2, recompute="full", capacity=100)),
 }
 TELLING = ("srpo full", "grpo")
+
+
+def pairs(layouts: Iterable[str], algorithms: Iterable[str], quick: int) -> list[ParameterSet]:
+    """Every layout with every algorithm; all but ``quick`` of them are slow, by turns: each has its share."""
+    names = list(algorithms)
+    turn = itertools.cycle(names)
+    found = []
+    for layout in layouts:
+        first = {next(turn) for _ in range(quick)}
+        for name in names:
+            marks = () if name in first else pytest.mark.slow
+            found.append(pytest.param(layout, name, id=f"{layout}-{name}", marks=marks))
+    return found
+
 
 ALGORITHMS = {
     "srpo": AlgorithmConfig(name="srpo", distillation=DistillationConfig(top_k=20)),
@@ -108,16 +124,14 @@ def assert_same_on_ranks(
     assert_same(results[-1], reference[name])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "name"), pairs(LAYOUTS, ALGORITHMS, quick=2))
 def test_two_steps_do_not_depend_on_the_layout(
     folder: str, reference: dict[str, Any], name: str, layout: str
 ) -> None:
     assert_same_on_ranks(folder, LAYOUTS[layout], name, reference)
 
 
-@pytest.mark.parametrize("name", TELLING)
-@pytest.mark.parametrize("layout", MORE_LAYOUTS)
+@pytest.mark.parametrize(("layout", "name"), pairs(MORE_LAYOUTS, TELLING, quick=1))
 def test_two_steps_do_not_depend_on_what_algorithms_cannot_see(
     folder: str, reference: dict[str, Any], name: str, layout: str
 ) -> None:
@@ -193,8 +207,7 @@ def deep_reference(deep: str) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", TELLING)
-@pytest.mark.parametrize("layout", STAGE_LAYOUTS)
+@pytest.mark.parametrize(("layout", "name"), pairs(STAGE_LAYOUTS, TELLING, quick=1))
 def test_two_steps_do_not_depend_on_the_stages(
     deep: str, deep_reference: dict[str, Any], name: str, layout: str
 ) -> None:
@@ -250,8 +263,7 @@ def mixture_reference(mixture: str) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", EXPERT_ALGORITHMS)
-@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+@pytest.mark.parametrize(("layout", "name"), pairs(EXPERT_LAYOUTS, EXPERT_ALGORITHMS, quick=1))
 def test_two_steps_of_experts_do_not_depend_on_the_layout(
     mixture: str, mixture_reference: dict[str, Any], name: str, layout: str
 ) -> None:

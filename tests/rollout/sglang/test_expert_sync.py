@@ -34,7 +34,15 @@ def server(mixture: Path) -> Iterator[Endpoint]:
         yield process.endpoint
 
 
-@pytest.mark.parametrize(("tp", "pp", "ep"), [(1, 1, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("tp", "pp", "ep"),
+    [
+        pytest.param(1, 1, 1, marks=pytest.mark.slow),
+        (1, 1, 4),
+        pytest.param(2, 1, 2, marks=pytest.mark.slow),
+        (1, 2, 2),
+    ],
+)
 def test_servers_sample_from_the_experts_that_were_pushed(
     tmp_path: Path, mixture: Path, server: Endpoint, tp: int, pp: int, ep: int
 ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_srpo.model.chunks import config_of
 from megatron_srpo.model.forward import run_schedule
+from megatron_srpo.model.graphs import drop_kept_graphs
 from megatron_srpo.model.head import head_weight
 from megatron_srpo.model.megatron_core import gather_from_sequence_parallel_region
 from megatron_srpo.training.microbatches import MicroBatch
@@ -57,7 +58,9 @@ def forward_backward(model: torch.nn.Module, batches: Sequence[MicroBatch], loss
         # Megatron-Core wants a token count; our finalize function (optimizer.py) does not divide by it.
         return value, torch.ones((), dtype=torch.int, device=value.device), sums
 
-    return _run(model, batches, finish, forward_only=False)
+    results = _run(model, batches, finish, forward_only=False)
+    drop_kept_graphs(model)
+    return results
 
 
 def _no_loss(model: torch.nn.Module, output: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.slurm.jobs import Jobs, wait_for_text
+from tests.slurm.jobs import PATIENCE, Jobs, wait_for_text
 from tools.virtual_slurm import Cluster, VirtualSlurmError
 from tools.virtual_slurm.network import existing
+from tools.virtual_slurm.system import wait_until
 
 SHOW = "echo $(hostname) $(hostname -i) $(readlink /proc/self/ns/pid /proc/self/ns/net)"
 
@@ -37,10 +38,11 @@ def test_a_job_that_loses_a_node_starts_again_elsewhere(jobs: Jobs, tmp_path: Pa
         "-N3",
         "--exclusive",
         script='echo "run ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NUM_NODES" >> runs\n'
-        '[ -n "$SLURM_RESTART_COUNT" ] || srun sleep 300',
+        """[ -n "$SLURM_RESTART_COUNT" ] || srun sh -c 'touch "task$SLURM_PROCID"; sleep 300'""",
         folder=tmp_path,
     )
-    wait_for_text(tmp_path / "runs", "run 0 on 3")
+    # A step that cannot start on a node ends the script by itself, as a failed job.
+    wait_until(lambda: len(list(tmp_path.glob("task*"))) == 3, "three tasks to have started", PATIENCE)
     lost = jobs.nodes(job)[1]
     jobs.cluster.power_off(lost)
     assert jobs.wait(job, "COMPLETED", "FAILED", "NODE_FAIL") == "COMPLETED"

@@ -12,7 +12,7 @@ from megatron_srpo import platform
 from megatron_srpo.config.training import OptimizerConfig
 from megatron_srpo.errors import ConfigError
 from megatron_srpo.training import optimizer
-from tests.model.tiny import write_random_qwen3
+from tests.model.tiny import EXPERTS, write_random_qwen3
 from tests.ranks import run_ranks
 from tests.training.harness import Layout, fixed_rollouts, make_trainer, train_step
 from tests.training.test_layouts import ALGORITHMS
@@ -41,12 +41,13 @@ def what_stays(rank: int, world: int, folder: str, layout: Layout, dtype: torch.
     return [name for name, part in known.items() if part() is not None]
 
 
-@pytest.mark.parametrize("distributed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("experts", [{}, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("distributed", [False, True], ids=["replicated", "distributed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_nothing_stays_of_a_trainer_that_is_gone(
-    tmp_path: Path, dtype: torch.dtype, distributed: bool
+    tmp_path: Path, dtype: torch.dtype, distributed: bool, experts: dict[str, int]
 ) -> None:
     """Self-play trains one model after another in the same processes."""
-    folder = str(write_random_qwen3(tmp_path, num_key_value_heads=4, tie_word_embeddings=True))
+    folder = str(write_random_qwen3(tmp_path, **experts, tie_word_embeddings=True))
     layout = Layout(distributed=distributed, overlap=True)
     assert run_ranks(1, what_stays, folder, layout, dtype) == [[]]

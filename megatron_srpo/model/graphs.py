@@ -1,0 +1,18 @@
+"""What Megatron-Core's modules keep of a backward pass when it is over."""
+
+from torch import Tensor, nn
+
+
+def drop_kept_graphs(model: nn.Module) -> None:
+    """Drop the tensors with a graph that the dispatchers of mixtures of experts keep until the next pass.
+
+    Through the graph they hold the hooks on the weights, and so the model, where Python's garbage collector
+    does not look: model, gradients and optimizer state would stay when the trainer is gone.
+    """
+    for module in model.modules():
+        dispatcher = vars(module).get("token_dispatcher")
+        if dispatcher is None:
+            continue
+        for name, value in vars(dispatcher).items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                setattr(dispatcher, name, None)

@@ -39,6 +39,7 @@ def test_kills_leave_no_trace(whole: tuple[Path, float], tmp_path: Path) -> None
     assert kept_twice(killed) == 0
 
 
+@pytest.mark.slow
 def test_a_stop_file_ends_it_with_its_status(whole: tuple[Path, float], tmp_path: Path) -> None:
     folder = tmp_path / "play"
     process = subprocess.Popen([*COMMAND, f"output_dir={folder}"], env=platform.child_environment(), cwd=ROOT)

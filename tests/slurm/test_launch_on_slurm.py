@@ -18,6 +18,7 @@ TWO_NODES = {"nodes": 2, "ranks_per_node": 1}
 ONE_NODE = {"nodes": 1, "ranks_per_node": 1, "slurm": SLURM}
 
 
+@pytest.mark.slow
 def test_time_limit_preemption_and_a_lost_node_change_no_metric(jobs: Jobs, tmp_path: Path) -> None:
     steps = "training.steps=9"
     local = Project(tmp_path / "local", None, {"nodes": 1, "ranks_per_node": 2}, steps)

@@ -11,6 +11,7 @@ import pytest
 from megatron_srpo.config.report import WandbConfig
 from megatron_srpo.report.tracker import ID_FILE, Tracker, run_id
 from tests.report.synthetic import row
+from tests.waiting import wait_until
 
 OFFLINE = WandbConfig(mode="offline", project="test", tags=("quick", "cpu"), name="my-run")
 
@@ -36,6 +37,10 @@ def _records(log: bytes, block: int = 32768) -> bytes:
     return joined
 
 
+def _content(run_dir: Path) -> bytes:
+    return b"".join(_records(path.read_bytes()) for path in _binary_logs(run_dir))
+
+
 def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     first = Tracker(OFFLINE, tmp_path, {"seed": 3}, warn=_no_warning)
     drawn = first.run_id
@@ -47,12 +52,11 @@ def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     second.log(row(2))
     second.finish()
     assert (tmp_path / ID_FILE).read_text().strip() == drawn
-    logs = _binary_logs(tmp_path)
-    assert logs and all(path.name == f"run-{drawn}.wandb" for path in logs)
-    content = b"".join(_records(path.read_bytes()) for path in logs)
     # wandb's records are protobufs; metric names and values stand in them as text.
-    for expected in (b"reward/accuracy", repr(row(2)["reward/accuracy"]).encode(), b"my-run", b"quick"):
-        assert expected in content
+    expected = (b"reward/accuracy", repr(row(2)["reward/accuracy"]).encode(), b"my-run", b"quick")
+    # Its service may write them a moment after finish has returned.
+    wait_until(lambda: all(text in _content(tmp_path) for text in expected), "values in wandb's logs")
+    assert all(path.name == f"run-{drawn}.wandb" for path in _binary_logs(tmp_path))
 
 
 def test_a_new_run_in_the_folder_draws_a_new_id(tmp_path: Path) -> None:

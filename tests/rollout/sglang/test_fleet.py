@@ -22,8 +22,9 @@ from megatron_srpo.rollout.sglang.fleet import Fleet
 from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch, serves, sglang_server
 from megatron_srpo.rollout.sglang.watch import Condition
 from tests.rollout.sglang.test_process import STAND_IN, make_server
-from tests.rollout.sglang.test_watch import scheduler_of, wait_until
+from tests.rollout.sglang.test_watch import scheduler_of
 from tests.sglang_servers import API_KEY, TINY_MODEL, require_sglang
+from tests.waiting import wait_until
 
 needs_router = pytest.mark.skipif(
     not routing.is_installed(), reason="needs sglang-router (make install-sglang)"

@@ -20,7 +20,7 @@ from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch, serv
 from megatron_srpo.rollout.sglang.registry import Entry, Registry
 from tests.rollout.sglang.test_process import STAND_IN
 from tests.rollout.sglang.test_registry import make_entry
-from tests.rollout.sglang.test_watch import wait_until
+from tests.waiting import wait_until
 
 
 class Machine:

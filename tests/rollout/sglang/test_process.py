@@ -18,8 +18,8 @@ from megatron_srpo.errors import EngineError
 from megatron_srpo.rollout.sglang import process
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch, free_port, is_free, serves
-from tests.rollout.sglang.test_watch import wait_until
 from tests.sglang_servers import API_KEY, ROOT
+from tests.waiting import wait_until
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 HOST = "127.0.0.1"

@@ -21,8 +21,9 @@ from megatron_srpo.rollout.types import SamplingParams
 from tests.rollout.models import tokens_of
 from tests.rollout.sglang.test_engine import SIZE, real_requests
 from tests.rollout.sglang.test_process import HOST
-from tests.rollout.sglang.test_watch import scheduler_of, wait_until
+from tests.rollout.sglang.test_watch import scheduler_of
 from tests.sglang_servers import start_server
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

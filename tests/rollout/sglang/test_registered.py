@@ -21,7 +21,7 @@ from megatron_srpo.rollout.sglang.registry import Entry, Registry, new_incarnati
 from megatron_srpo.rollout.sglang.watch import Condition
 from tests.rollout.sglang.stand_in import Handler
 from tests.rollout.sglang.test_registry import make_entry
-from tests.rollout.sglang.test_watch import wait_until
+from tests.waiting import wait_until
 
 HEALTHY, DEAD = Condition.HEALTHY, Condition.DEAD
 

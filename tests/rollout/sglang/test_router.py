@@ -17,8 +17,8 @@ from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.process import HttpProcess, Reply, fetch
 from megatron_srpo.rollout.sglang.router import Router
 from tests.rollout.sglang.test_process import make_server
-from tests.rollout.sglang.test_watch import wait_until
 from tests.sglang_servers import API_KEY
+from tests.waiting import wait_until
 
 needs_router = pytest.mark.skipif(
     not routing.is_installed(), reason="needs sglang-router (make install-sglang)"

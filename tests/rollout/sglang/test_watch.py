@@ -1,8 +1,5 @@
 """Dead, frozen or busy: with a clock moved by hand and scripted answers, then with a real server."""
 
-import time
-from collections.abc import Callable
-
 import psutil
 import pytest
 from hypothesis import given
@@ -11,6 +8,7 @@ from hypothesis import strategies as st
 from megatron_srpo.rollout.sglang.endpoint import Endpoint
 from megatron_srpo.rollout.sglang.process import HttpProcess, Reply
 from megatron_srpo.rollout.sglang.watch import Condition, ServerWatch
+from tests.waiting import wait_until
 
 HANG_S = 300.0
 OK, BROKEN = Reply(200, b"{}"), Reply(503, b"")
@@ -163,14 +161,6 @@ def test_the_thread_probes_until_it_is_stopped() -> None:
         wait_until(lambda: len(asked) > 3, "several probes")
     watch._thread.join(5.0)
     assert not watch._thread.is_alive()
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
-    """Wait, with a limit that only a fault reaches."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
-        time.sleep(0.05)
 
 
 def scheduler_of(server: HttpProcess) -> psutil.Process:

@@ -44,7 +44,7 @@ quickstart: $(if $(filter sglang,$(ENGINE)),install-sglang,install) ## install, 
 test: $(VENV)/.dev $(VENV)/.launch $(VENV)/.self-play $(VENV)/.sglang $(VENV)/.kernels $(VENV)/.resiliency ## install, then run the tests but the slow ones; what did not run is counted by reason
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-all: PYTEST_ARGS += --run-slow
+test-all: override PYTEST_ARGS += --run-slow
 test-all: test ## every test, the slow ones too
 
 lint: $(VENV)/.dev ## ruff and mypy

@@ -126,7 +126,7 @@ def _create_next(folder: Path, mark: str) -> int:
             file.write(json.dumps(holder) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            newest = max(_tokens(folder))
+            newest = max(_tokens(folder), default=number)
             if newest < number + _KEPT:
                 return number
             # So far behind, a number may have been taken and removed between the look and the creation, and

@@ -2,7 +2,6 @@
 
 import math
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -62,23 +61,6 @@ def _finalize_without_division(
     finalize_model_grads(model, None, **options)
 
 
-def _scale_weakly(optimizer: MegatronOptimizer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the optimizer's scale_loss, for the model's configuration, without holding the optimizer there.
-
-    A distributed optimizer's fp32 shards hold the model through their autograd graph, where Python's garbage
-    collector does not look: model, gradients and state would stay when a run is over, beside the next one's.
-    """
-    method = weakref.WeakMethod(optimizer.scale_loss)
-
-    def scale(loss: torch.Tensor) -> torch.Tensor:
-        scale_loss = method()
-        if scale_loss is None:
-            raise RuntimeError("the optimizer of this model is gone")
-        return scale_loss(loss)
-
-    return scale
-
-
 @dataclass(frozen=True)
 class OptimizerStep:
     """What one optimizer step did. ``applied`` is False when the gradient was not finite."""
@@ -108,7 +90,10 @@ class PolicyOptimizer:
         )
         parts = self.optimizer.chained_optimizers if config.offload else []
         self._on_host = [HostAdam(part, model) for part in parts]
-        shared.grad_scale_func = _scale_weakly(self.optimizer)
+        # The model must not hold its optimizer: a distributed one's fp32 shards hold the model through their
+        # autograd graph, where Python's garbage collector does not look, and both would stay for good.
+        optimizer = weakref.proxy(self.optimizer)
+        shared.grad_scale_func = lambda loss: optimizer.scale_loss(loss)
         self.scheduler = _scheduler(config, self.optimizer, total_steps)
 
     def zero_grad(self) -> None:

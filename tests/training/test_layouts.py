@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 
 from megatron_srpo.config.algorithm import AlgorithmConfig, DistillationConfig, PolicyLossConfig
 from tests.model.tiny import EXPERTS, stored_tensors, write_random_qwen3
@@ -57,7 +56,7 @@ MORE_LAYOUTS = {
 TELLING = ("srpo full", "grpo")
 
 
-def pairs(layouts: Iterable[str], algorithms: Iterable[str], quick: int) -> list[ParameterSet]:
+def pairs(layouts: Iterable[str], algorithms: Iterable[str], quick: int) -> list[Any]:
     """Every layout with every algorithm; all but ``quick`` of them are slow, by turns: each has its share."""
     names = list(algorithms)
     turn = itertools.cycle(names)
